@@ -1,0 +1,122 @@
+"""Put the measured figures into the texts: their tables are written here from the result files, never by hand.
+
+``make report`` runs this on results/<machine>/; with ``--check`` it only says whether the texts are up to date.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any
+
+import typer
+
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.files import write_text
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+TEXTS = (ROOT / "README.md", ROOT / "docs" / "tiny-vlm.md", ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md")
+FAMILIES = ("vqa", "text", "relations", "overall")
+
+
+def _source(result: dict[str, Any], path: Path) -> str:
+    where = path.relative_to(ROOT)
+    machine = f"{result['environment']['cores']} cores, {', '.join(result['environment']['instruction_sets'])}"
+    return f"\n*From [`{where}`]({where}): `{result['command']}`, {result['date'][:10]}, {machine}.*\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _tiny_vlm(path: Path, wanted: Callable[[str, str], bool]) -> str:
+    """Means over seeds of the wanted ways (group, name) to compress the tiny VLM."""
+    result = json.loads(path.read_text())
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if not wanted(row["group"], row["name"]):
+            continue
+        groups.setdefault((row["group"], row["name"]), []).append(row)
+    body = []
+    for (group, name), rows in groups.items():
+        means = [f"{fmean(row['accuracy'][family] for row in rows):.1f}" for family in FAMILIES]
+        overall = [row["accuracy"]["overall"] for row in rows]
+        spread = f" ({min(overall):.1f} to {max(overall):.1f})" if len(rows) > 1 else ""
+        left = fmean(row["parameters_left"] for row in rows)
+        body.append([f"{group}: {name}", f"{left:.0%}", *means[:-1], means[-1] + spread])
+    head = ["tower", "block parameters left", "VQA", "text", "relations", "all"]
+    return _table(head, body) + _source(result, path)
+
+
+def fullsize(path: Path) -> str:
+    """Dense against compact at the 7B tower's size."""
+    result = json.loads(path.read_text())
+    body = [
+        [
+            f"{row['dtype']}, {row['patches']} patches",
+            f"{row['dense_ms']:.0f} ms",
+            f"{row['compact_ms']:.0f} ms",
+            f"{row['speedup']:.1f}×",
+            f"{row['compact_parameters'] / row['dense_parameters']:.0%}",
+            f"{row['compact_flops'] / row['dense_flops']:.0%}",
+            f"{row['compaction_seconds']:.0f} s, {row['peak_memory_gib']:.1f} GiB",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["32 blocks", "transformers, dense", "compact, plain PyTorch", "faster", "parameters", "FLOPs", "compaction"]
+    return _table(head, body) + _source(result, path)
+
+
+def _headline(group: str, name: str) -> bool:
+    """The rows that the README shows."""
+    if group == "FFN only":
+        return name in ("neurons 192", "rrr 128", "taylor 128, mean bias")
+    return (
+        name == "dense" or group == "paper" or group.endswith("neurons") or (group == "heads 50 %" and name == "zeta")
+    )
+
+
+# marker -> (result file, how it becomes a table)
+TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
+    "headline": ("tiny_vlm", lambda path: _tiny_vlm(path, _headline)),
+    "everything": ("tiny_vlm", lambda path: _tiny_vlm(path, lambda group, name: True)),
+    "baselines": ("tiny_vlm", lambda path: _tiny_vlm(path, lambda group, name: group == "baselines")),
+    "fullsize": ("fullsize_tower", fullsize),
+}
+
+
+def filled(text: str, machine: str) -> str:
+    """A text with every table between its markers written anew."""
+    for name, (file, make) in TABLES.items():
+        path = RESULTS / machine / f"{file}.json"
+        opening, closing = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
+        if opening not in text:
+            continue
+        if not path.exists():
+            raise InfopruneError(f"there is no {path}; run make bench first")
+        before, rest = text.split(opening, 1)
+        text = f"{before}{opening}\n{make(path)}{closing}{rest.split(closing, 1)[1]}"
+    return text
+
+
+def main(
+    machine: Annotated[str, typer.Option(help="Which results/<machine> the texts show.")],
+    check: Annotated[bool, typer.Option("--check", help="Only compare; exit 1 if a text is out of date.")] = False,
+) -> None:
+    """Write the texts' tables from result files."""
+    for path in TEXTS:
+        text = path.read_text()
+        new = filled(text, machine)
+        if check and new != text:
+            typer.echo(f"{path} is out of date; run make report")
+            raise SystemExit(1)
+        if not check:
+            write_text(path, new)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Timing, environment record, result files."""

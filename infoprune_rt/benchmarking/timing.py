@@ -1,0 +1,27 @@
+"""Interleaved wall-clock timing: what is compared runs in turns, so that a noisy moment hits all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Milliseconds of every repeat of every run; each round calls all of them once."""
+    for _ in range(warmup):
+        for run in runs.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Median and 90th percentile in ms."""
+    return {"p50": float(np.percentile(times, 50)), "p90": float(np.percentile(times, 90))}

@@ -1,0 +1,161 @@
+"""``infoprune compress``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infoprune_rt.cli.options import PATCHES, Bias, JsonOption, Mode, ModelArgument, OnCorrupt, OnCorruptOption
+from infoprune_rt.cli.output import block_progress, console, print_json, say
+from infoprune_rt.errors import InfopruneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from infoprune_rt.model_loading import Source
+    from infoprune_rt.pruning.plan import FFNMode, FFNPlan
+
+# What --plan takes the place of.
+PLAN_OPTIONS = (
+    "heads",
+    "keep",
+    "zeta_below",
+    "min_heads",
+    "ffn",
+    "size",
+    "epsilon",
+    "bias",
+    "max_error",
+    "dense_block",
+    "refit",
+    "sequential",
+)
+
+
+def compress(
+    context: typer.Context,
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(help="The compact checkpoint's directory.")],
+    images: Annotated[Path | None, typer.Option(help="A folder of calibration pictures.")] = None,
+    max_images: Annotated[int, typer.Option(min=1, help="How many of them to use, in order of name.")] = 256,
+    plan: Annotated[
+        Path | None, typer.Option(help="Apply this plan (perhaps edited) instead of making one by the options below.")
+    ] = None,
+    heads: Annotated[Path | None, typer.Option(help="head-scores.json from learn-heads; without it all stay.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Budget: the fraction of all heads that stays.")] = None,
+    zeta_below: Annotated[float | None, typer.Option(help="Threshold: heads with zeta below this go.")] = None,
+    min_heads: Annotated[int, typer.Option(min=0, help="With --keep: heads that stay in every block.")] = 0,
+    ffn: Annotated[Mode, typer.Option(help="How FFNs are fitted.")] = Mode.dense,
+    size: Annotated[
+        int | None, typer.Option(help="Rank (taylor, rrr) or neurons kept (neurons), taken as given; 16s run best.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Admitted relative error, instead of a size.")] = None,
+    bias: Annotated[Bias, typer.Option(help="taylor's constant: the expansion's own, or mean-corrected.")] = Bias.mean,
+    max_error: Annotated[float | None, typer.Option(help="FFNs whose held-out error is larger stay dense.")] = None,
+    dense_block: Annotated[list[int] | None, typer.Option(help="Keep this block's FFN dense. Repeatable.")] = None,
+    refit: Annotated[bool, typer.Option(help="Solve the output projections again on the kept heads.")] = True,
+    sequential: Annotated[bool, typer.Option(help="Fit each block on the already compressed stream.")] = True,
+    tower_only: Annotated[
+        bool, typer.Option("--tower-only", help="Write the tower alone, without the language model.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Calibration pictures at a time.")] = 8,
+    on_corrupt: OnCorruptOption = OnCorrupt.refuse,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier compact checkpoint.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove heads and replace FFNs for real: a smaller checkpoint with its plan.
+
+    The paper's recipe: `--heads H --zeta-below 0.5 --ffn taylor --bias taylor --epsilon 0.001 --no-refit
+    --no-sequential`. Ours: `--heads H --keep 0.5 --ffn neurons --size M`.
+    """
+    from infoprune_rt.compression import compress_checkpoint, make_plan
+    from infoprune_rt.inspection import inspect_model, inspection_table
+    from infoprune_rt.model_loading import calibration_batches, describe_source
+    from infoprune_rt.pruning.plan import Plan
+
+    source = describe_source(model)
+    if plan is not None:
+        _refuse_beside_plan(context)
+        wanted = Plan.read(plan)
+    else:
+        form = _ffn_plan(ffn, size, epsilon, bias, max_error, dense_block)
+        masks, how = _masks(source, heads, keep, zeta_below, min_heads)
+        wanted = make_plan(
+            source.architecture,
+            source.shape,
+            masks=masks,
+            ffn=form,
+            dense_blocks=dense_block or [],
+            refit=refit and masks is not None,
+            sequential=sequential,
+            method=how,
+        )
+    batches = calibration_batches(source, images, max_images, batch_size, on_corrupt.value)
+    with block_progress("compressing") as progress:
+        compress_checkpoint(model, out, wanted, batches, tower_only=tower_only, overwrite=overwrite, progress=progress)
+    skipped = [{"image": str(path), "why": why} for path, why in batches.skipped.items()]
+    found = inspect_model(out, PATCHES)
+    if as_json:
+        print_json({**found.to_dict(), "out": str(out), "skipped_images": skipped})
+        return
+    console.print(inspection_table(found))
+    for item in skipped:
+        say(f"skipped {item['image']}: {item['why']}")
+    say(f"written to {out}")
+
+
+def _refuse_beside_plan(context: typer.Context) -> None:
+    """A plan says everything; an option beside it would be given in vain."""
+    for name in PLAN_OPTIONS:
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
+            option = name.replace("_", "-")
+            raise InfopruneError(f"--plan says all that --{option} could say; edit the plan's file, or leave one out")
+
+
+def _ffn_plan(
+    mode: Mode,
+    size: int | None,
+    epsilon: float | None,
+    bias: Bias,
+    max_error: float | None,
+    dense_blocks: list[int] | None,
+) -> FFNPlan:
+    from infoprune_rt.pruning.plan import FFNPlan
+
+    if mode is Mode.dense:
+        given = {"size": size, "epsilon": epsilon, "max-error": max_error, "dense-block": dense_blocks or None}
+        for name, value in given.items():
+            if value is not None:
+                raise InfopruneError(f"--{name} needs a way to fit FFNs: give --ffn taylor, rrr or neurons as well")
+        return FFNPlan()
+    if (size is None) == (epsilon is None):
+        what = "neurons" if mode is Mode.neurons else "a rank"
+        raise InfopruneError(f"--ffn {mode.value} needs either --size ({what}) or --epsilon (an admitted error)")
+    fitted: FFNMode = mode.value  # type: ignore[assignment]  # the enum's values are the literal's
+    return FFNPlan(mode=fitted, size=size, epsilon=epsilon, bias=bias.value, max_error=max_error)
+
+
+def _masks(
+    source: Source, heads: Path | None, keep: float | None, zeta_below: float | None, min_heads: int
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Masks [L, H] and how they were chosen; (None, {}) keeps all heads."""
+    from infoprune_rt.pruning.head_scores import HeadScores
+    from infoprune_rt.pruning.selection import budget, threshold
+
+    if min_heads and keep is None:
+        raise InfopruneError("--min-heads belongs to a budget: give --keep as well")
+    if heads is None:
+        if keep is not None or zeta_below is not None:
+            raise InfopruneError("choosing heads needs their scores: give --heads head-scores.json from learn-heads")
+        return None, {}
+    scores = HeadScores.read(heads)
+    scores.check_tower(source.architecture, source.shape)
+    how: dict[str, Any] = {"scores": scores.method, "settings": scores.settings}
+    if keep is not None and zeta_below is None:
+        return budget(scores, keep, min_heads), {**how, "select": "budget", "keep": keep, "min_heads": min_heads}
+    if zeta_below is not None and keep is None:
+        return threshold(scores, zeta_below), {**how, "select": "threshold", "z": zeta_below}
+    raise InfopruneError("--heads needs either --keep (a budget) or --zeta-below (a threshold)")

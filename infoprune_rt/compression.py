@@ -1,0 +1,128 @@
+"""The whole way from a dense model to a compact one: make a plan, carry it out, write or hold the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from infoprune_rt import checkpoint
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.hub import resolve_model_dir
+from infoprune_rt.pruning.apply import Applied, apply_plan
+from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
+from infoprune_rt.pruning.selection import kept_heads
+from infoprune_rt.runtime.encoder import CompactEncoder
+from infoprune_rt.shards import require_space
+from infoprune_rt.towers import adapter_for
+from infoprune_rt.towers.base import TowerAdapter, TowerShape
+from infoprune_rt.towers.loading import load_tower, read_config, stored_dtype
+from infoprune_rt.vlm import rest_bytes, rest_of_checkpoint
+
+BatchesFactory = Callable[[], Iterable[Mapping[str, Tensor]]]
+Progress = Callable[[int, int], None]
+
+
+def make_plan(
+    architecture: str,
+    shape: TowerShape,
+    *,
+    masks: Tensor | None = None,
+    ffn: FFNPlan | None = None,
+    dense_blocks: Collection[int] = (),
+    refit: bool = True,
+    sequential: bool = True,
+    method: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Plan:
+    """A plan that treats all blocks alike, except that the FFNs of ``dense_blocks`` stay.
+
+    masks: [L, H] bool, True where a head stays; None keeps all. ffn: None keeps all FFNs dense.
+    """
+    if masks is not None and masks.shape != (shape.num_blocks, shape.num_heads):
+        raise InfopruneError(
+            f"masks of shape {tuple(masks.shape)} do not fit a tower of {shape.num_blocks} blocks with "
+            f"{shape.num_heads} heads"
+        )
+    for index in dense_blocks:
+        if not 0 <= index < shape.num_blocks:
+            raise InfopruneError(f"there is no block {index} to keep dense; blocks are 0..{shape.num_blocks - 1}")
+    every = tuple(range(shape.num_heads))
+    heads = kept_heads(masks) if masks is not None else (every,) * shape.num_blocks
+    forms = [FFNPlan() if ffn is None or i in dense_blocks else ffn for i in range(shape.num_blocks)]
+    blocks = tuple(BlockPlan(kept, form) for kept, form in zip(heads, forms, strict=True))
+    return Plan(architecture, shape, blocks, refit, sequential, method or {}, provenance or {})
+
+
+def build_compact(
+    adapter: TowerAdapter, vision_config: PretrainedConfig, applied: Applied, dtype: torch.dtype | None = None
+) -> CompactEncoder:
+    """The compact tower in memory, in eval mode. dtype: None keeps that of the weights."""
+    config = adapter.compact_config(vision_config, applied.specs)
+    tower = checkpoint.compact_tower(config)
+    if not isinstance(tower, CompactEncoder):
+        raise TypeError(f"{type(tower).__name__} is no compact encoder")
+    tower.load_state_dict(applied.state, assign=True)
+    tower.plan = applied.plan
+    if dtype is not None:
+        tower.to(dtype)
+    tower.eval()
+    return tower
+
+
+def compress(
+    tower: nn.Module, adapter: TowerAdapter, plan: Plan, batches: BatchesFactory, progress: Progress | None = None
+) -> CompactEncoder:
+    """An unmodified tower in, a compact one out; the given tower is not changed.
+
+    batches: gives calibration batches (tower inputs); called once, and only if the plan needs data.
+    """
+    applied = apply_plan(tower, adapter, plan, batches, progress)
+    return build_compact(adapter, adapter.vision_config(tower.config), applied)
+
+
+def compress_checkpoint(
+    model: str | Path,
+    out: Path,
+    plan: Plan,
+    batches: BatchesFactory,
+    *,
+    tower_only: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Applied:
+    """Compress a checkpoint on disk; only its tower is ever held in memory.
+
+    A full model gives a full compact model, unless ``tower_only``; a tower gives a tower. Fits run
+    in float32; the weights are written in the dtype that the tower is stored in.
+    """
+    source = resolve_model_dir(model)
+    out = Path(out)
+    if out.exists() and not (overwrite and checkpoint.is_replaceable(out)):
+        hint = "overwrite it" if checkpoint.is_replaceable(out) else "clear it away: it is no compact checkpoint"
+        raise InfopruneError(f"{out} exists already; choose another place, or {hint}")
+    config = read_config(source)
+    adapter = adapter_for(config)
+    vision_config = adapter.vision_config(config)
+    plan.check_tower(adapter.architecture, adapter.shape(vision_config))
+    tower_only = tower_only or config.model_type in adapter.vision_model_types
+    dtype = stored_dtype(source)
+    if not tower_only:
+        require_space(out, rest_bytes(source, adapter))
+    provenance = {**plan.provenance, "model": str(model)}
+    tower = load_tower(source, dtype=torch.float32)
+    applied = apply_plan(tower, adapter, replace(plan, provenance=provenance), batches, progress)
+    del tower
+    state = {name: tensor.to(dtype) for name, tensor in applied.state.items()}
+    compact_config = adapter.compact_config(vision_config, applied.specs)
+    if tower_only:
+        checkpoint.save_tower(out, compact_config, state, applied.plan, source, overwrite)
+    else:
+        rest = rest_of_checkpoint(source, adapter)
+        checkpoint.save_vlm(out, config, compact_config, state, rest, applied.plan, source, overwrite)
+    return applied

@@ -1,0 +1,10 @@
+"""The one exception that a user is meant to read."""
+
+from __future__ import annotations
+
+
+class InfopruneError(ValueError):
+    """A mistake in what the user gave us, told in one sentence: what, where, and what to do.
+
+    The command line prints the sentence alone and exits with status 2.
+    """

@@ -1,0 +1,52 @@
+"""From scores to masks: which heads stay."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.pruning.head_scores import HeadScores
+
+
+def threshold(scores: HeadScores, z: float) -> Tensor:
+    """The paper's rule: heads scoring below ``z`` go. Returns masks [L, H], bool, True where a head stays.
+
+    ``z`` is a value of zeta; scores of other methods are on scales of their own, where no z is meaningful.
+    """
+    if scores.method != "zeta":
+        raise InfopruneError(f"a threshold is a value of zeta, but these are {scores.method} scores; use a budget")
+    if not 0 < z < 1:
+        raise InfopruneError(f"the zeta threshold must lie between 0 and 1 (exclusive), not {z}")
+    return scores.tensor() >= z
+
+
+def budget(scores: HeadScores, keep: float, min_heads: int = 0) -> Tensor:
+    """Keep the top fraction ``keep`` of all heads of the tower, at least ``min_heads`` in each block.
+
+    Returns masks [L, H], bool, with exactly round(keep * L * H) heads kept. Ties go to the earlier head.
+    """
+    values = scores.tensor()
+    num_blocks, num_heads = values.shape
+    if not 0 <= keep <= 1:
+        raise InfopruneError(f"the fraction of heads to keep must lie in 0..1, not {keep}")
+    if not 0 <= min_heads <= num_heads:
+        raise InfopruneError(f"min_heads must lie in 0..{num_heads}, not {min_heads}")
+    total = round(keep * num_blocks * num_heads)
+    if total < min_heads * num_blocks:
+        raise InfopruneError(
+            f"keeping {keep:g} of {num_blocks * num_heads} heads leaves {total}, fewer than min_heads={min_heads} "
+            f"in each of {num_blocks} blocks; keep more or lower min_heads"
+        )
+    masks = torch.zeros(num_blocks, num_heads, dtype=torch.bool)
+    order = values.argsort(dim=1, descending=True, stable=True)
+    masks.scatter_(1, order[:, :min_heads], True)
+    # Reserved heads first, then by score.
+    rank = torch.where(masks, torch.inf, values).flatten().argsort(descending=True, stable=True)
+    masks.view(-1)[rank[:total]] = True
+    return masks
+
+
+def kept_heads(masks: Tensor) -> tuple[tuple[int, ...], ...]:
+    """Masks [L, H] as the plan writes them: the kept heads' indices, block by block."""
+    return tuple(tuple(row.nonzero().flatten().tolist()) for row in masks)

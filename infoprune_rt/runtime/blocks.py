@@ -1,0 +1,197 @@
+"""One block of a compact tower: its spec, its parameters and the operators it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.pruning.plan import KINDS, FFNKind
+from infoprune_rt.towers.base import TowerShape
+
+_OPS = torch.ops.infoprune
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """The sizes of one compact block; a list of them (as dicts) is the config's ``blocks``.
+
+    num_heads: kept heads, 0 for a block without attention (only its bias stays).
+    ffn: the FFN's form. size: rank k (``lowrank``) or kept neurons (``neurons``); None for
+    ``dense`` and ``merged``.
+    """
+
+    num_heads: int
+    ffn: FFNKind = "dense"
+    size: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in config.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Any, *, index: int, shape: TowerShape) -> BlockSpec:
+        """Read entry ``index`` of a config's ``blocks`` and check it against the dense sizes."""
+        if not isinstance(raw, dict) or not {"num_heads", "ffn"} <= set(raw) <= {"num_heads", "ffn", "size"}:
+            raise InfopruneError(f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size"')
+        spec = cls(**raw)
+        spec._check(index, shape)
+        return spec
+
+    def _check(self, index: int, shape: TowerShape) -> None:
+        where = f"config: blocks[{index}]"
+        if not _whole(self.num_heads, 0, shape.num_heads):
+            raise InfopruneError(f"{where}: num_heads must be in 0..{shape.num_heads}, not {self.num_heads!r}")
+        if self.ffn not in KINDS:
+            raise InfopruneError(f"{where}: unknown FFN kind {self.ffn!r}; known are {', '.join(KINDS)}")
+        limit = {"lowrank": shape.width, "neurons": shape.ffn_width}.get(self.ffn)
+        if limit is None and self.size is not None:
+            raise InfopruneError(f"{where}: a {self.ffn} FFN has no size of its own, but size is {self.size!r}")
+        if limit is not None and not _whole(self.size, 1, limit):
+            raise InfopruneError(f"{where}: the size of a {self.ffn} FFN must be in 1..{limit}, not {self.size!r}")
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def block_specs(blocks: Sequence[Any], shape: TowerShape) -> list[BlockSpec]:
+    """The checked specs out of a config's ``blocks`` field."""
+    if len(blocks) != shape.num_blocks:
+        raise InfopruneError(f"config: blocks has {len(blocks)} entries, but the tower has {shape.num_blocks} blocks")
+    return [BlockSpec.from_dict(raw, index=i, shape=shape) for i, raw in enumerate(blocks)]
+
+
+def dense_specs(shape: TowerShape) -> list[BlockSpec]:
+    """The specs of a tower from which nothing was removed."""
+    return [BlockSpec(shape.num_heads)] * shape.num_blocks
+
+
+class _BiasOnly(nn.Module):
+    """What is left of an output projection without heads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width))
+
+
+class DenseFFN(nn.Module):
+    """fc2 act(fc1 .) with ``hidden`` neurons: all of them, or those that were kept."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.fc1_weight = nn.Parameter(torch.empty(hidden, width))
+        self.fc1_bias = nn.Parameter(torch.zeros(hidden))
+        self.fc2_weight = nn.Parameter(torch.empty(width, hidden))
+        self.fc2_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """x + FFN(norm(x)), T x d."""
+        out: Tensor = _OPS.ffn_dense(
+            x,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+            self.activation,
+        )
+        return out
+
+
+class LowRankFFN(nn.Module):
+    """The linear map up . down of rank ``rank``, and a bias."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.empty(width, rank))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """x + FFN(norm(x)), T x d."""
+        out: Tensor = _OPS.ffn_lowrank(x, norm.weight, norm.bias, norm.eps, self.down, self.up, self.bias)
+        return out
+
+
+class MergedFFN(nn.Module):
+    """One d x d map and a bias: cheaper than two factors whose rank exceeds d / 2."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.empty(width, width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """x + FFN(norm(x)), T x d."""
+        out: Tensor = _OPS.ffn_lowrank(x, norm.weight, norm.bias, norm.eps, self.map, None, self.bias)
+        return out
+
+
+def _ffn(spec: BlockSpec, shape: TowerShape) -> nn.Module:
+    if spec.ffn == "lowrank":
+        assert spec.size is not None
+        return LowRankFFN(shape.width, spec.size)
+    if spec.ffn == "merged":
+        return MergedFFN(shape.width)
+    hidden = shape.ffn_width if spec.size is None else spec.size
+    return DenseFFN(shape.width, hidden, shape.activation)
+
+
+class CompactBlock(nn.Module):
+    """One block with its own head count and FFN form.
+
+    Parameters: ``norm1``, ``qkv`` (3 x h x D rows: q, k, v), ``out`` (d x h*D), ``norm2``, ``ffn``;
+    without heads only ``out.bias`` is left of the attention.
+    """
+
+    def __init__(self, spec: BlockSpec, shape: TowerShape) -> None:
+        super().__init__()
+        self.spec = spec
+        self.head_dim = shape.head_dim
+        inner = spec.num_heads * shape.head_dim
+        self.out: nn.Linear | _BiasOnly
+        if spec.num_heads:
+            self.norm1 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+            self.qkv = nn.Linear(shape.width, 3 * inner)
+            self.out = nn.Linear(inner, shape.width)
+        else:
+            self.out = _BiasOnly(shape.width)
+        self.norm2 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
+        self.ffn = _ffn(spec, shape)
+
+    def _attend(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        norm, qkv, heads = self.norm1, self.qkv, self.spec.num_heads
+        q, k, v = _OPS.norm_qkv_rope(
+            x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, cos, sin, heads, self.head_dim
+        )
+        z = _OPS.attention(q, k, v, cu_seqlens, self.head_dim**-0.5)
+        out: Tensor = _OPS.linear_residual(z, self.out.weight, self.out.bias, x)
+        return out
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        """x: T x d; cu_seqlens: S + 1 bounds (int64, on the host); cos, sin: T x D float32 or None."""
+        x = self._attend(x, cu_seqlens, cos, sin) if self.spec.num_heads else x + self.out.bias
+        out: Tensor = self.ffn(x, self.norm2)
+        return out
+
+
+class BlockStack(nn.ModuleList):
+    """All blocks in a row: tensors in, tensor out, so that it can be compiled and exported whole."""
+
+    def __init__(self, specs: Sequence[BlockSpec], shape: TowerShape) -> None:
+        super().__init__(CompactBlock(spec, shape) for spec in specs)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None = None, sin: Tensor | None = None) -> Tensor:
+        """Arguments as a block's; T may differ from call to call."""
+        for block in self:
+            x = block(x, cu_seqlens, cos, sin)
+        return x

@@ -1,0 +1,136 @@
+"""The compact tower's common part: the blocks, the backend, loading and saving.
+
+A tower of one architecture (``towers/``) subclasses ``CompactEncoder`` and adds what comes before
+and after the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from infoprune_rt import checkpoint
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.hub import resolve_model_dir
+from infoprune_rt.pruning.plan import Plan
+from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
+from infoprune_rt.towers.base import Stream, TowerShape
+
+__all__ = ["BlockSpec", "BlockStack", "CompactBlock", "CompactEncoder"]
+
+# What AutoModel.from_pretrained passes on by itself. The checkpoint's own config governs.
+_FROM_AUTO_MODEL = {
+    "_from_auto",
+    "adapter_kwargs",
+    "cache_dir",
+    "config",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+}
+
+
+class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is not type-checked here
+    """A vision tower whose blocks keep different numbers of heads and forms of FFN.
+
+    A subclass sets ``config_class``, calls ``super().__init__(config, shape)`` with the *dense*
+    tower's sizes, adds its own modules (without buffers: they would not survive loading on the
+    meta device) and ends with ``self.post_init()``.
+    """
+
+    backend: str = "plain"
+    plan: Plan | None = None  # what the tower was built from; saved with it
+    source_dir: Path | None = None  # where its image-processor files are
+
+    def __init__(self, config: PretrainedConfig, shape: TowerShape) -> None:
+        super().__init__(config)
+        self.blocks = BlockStack(block_specs(config.blocks, shape), shape)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights for a tower built without a checkpoint, as transformers' own towers have."""
+        super()._init_weights(module)
+        std = getattr(self.config, "initializer_range", 0.02)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @overload
+    def run_blocks(self, x: Tensor, stream: Stream, keep: None = None) -> Tensor: ...
+
+    @overload
+    def run_blocks(self, x: Tensor, stream: Stream, keep: Collection[int]) -> tuple[Tensor | None, ...]: ...
+
+    def run_blocks(
+        self, x: Tensor, stream: Stream, keep: Collection[int] | None = None
+    ) -> Tensor | tuple[Tensor | None, ...]:
+        """Run all blocks on x (T x d).
+
+        Without ``keep``: the last block's output. With it: the L + 1 hidden states (the input of
+        block 0 first, the last block's output always), None where the index is not in ``keep``.
+        """
+        cu_seqlens = torch.tensor(stream.cu_seqlens, dtype=torch.int64)
+        if keep is None:
+            out: Tensor = self.blocks(x, cu_seqlens, stream.cos, stream.sin)
+            return out
+        states: list[Tensor | None] = []
+        for i, block in enumerate(self.blocks):
+            states.append(x if i in keep else None)
+            x = block(x, cu_seqlens, stream.cos, stream.sin)
+        return (*states, x)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, dtype: torch.dtype | str | None = None, **kwargs: Any
+    ) -> CompactEncoder:
+        """Load the compact tower of a tower's or a full model's checkpoint (directory or hub id), in eval mode.
+
+        dtype: converts floating-point weights; None or "auto" keeps the stored ones.
+        """
+        unknown = sorted(kwargs.keys() - _FROM_AUTO_MODEL)
+        if unknown:
+            raise InfopruneError(f"a compact tower's from_pretrained does not take {unknown[0]!r}")
+        directory = resolve_model_dir(pretrained_model_name_or_path)
+        parts = checkpoint.load_tower(directory)
+        tower = checkpoint.compact_tower(parts.config)
+        if not isinstance(tower, cls):
+            raise InfopruneError(f"{directory} holds a {type(tower).__name__}, not a {cls.__name__}")
+        checkpoint.match_state(tower, parts.state, f"the weights in {directory}")
+        tower.load_state_dict(parts.state, assign=True)
+        tower.plan, tower.source_dir = parts.plan, directory
+        tower.config.name_or_path = str(directory)
+        target = _dtype(dtype)
+        if target is not None:
+            tower.to(target)
+        tower.eval()
+        return tower
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write a compact checkpoint; an earlier one (or an empty directory) there is replaced."""
+        if self.plan is None:
+            raise InfopruneError("this compact tower carries no plan; set its .plan before saving it")
+        directory = Path(save_directory)
+        state = self.state_dict()
+        replace = checkpoint.is_replaceable(directory)
+        checkpoint.save_tower(directory, self.config, state, self.plan, self.source_dir, overwrite=replace)
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise InfopruneError(f"unknown dtype {dtype!r}; use for example 'bfloat16'")
+    return found

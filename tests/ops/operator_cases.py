@@ -1,0 +1,129 @@
+"""Random arguments for the five operators, and their definitions written out a second time, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPS = torch.ops.infoprune
+
+
+def rand(*sizes: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*sizes, dtype=torch.float64) * scale
+
+
+def norm_args(d: int) -> tuple[Tensor, Tensor, float]:
+    return 1 + rand(d, scale=0.2), rand(d, scale=0.2), 1e-6
+
+
+def qkv_case(tokens: int, d: int, heads: int, head_dim: int, rope: bool) -> tuple[Any, ...]:
+    rows = 3 * heads * head_dim
+    angles = rand(tokens, head_dim // 2, scale=3).repeat(1, 2)
+    tables = (angles.cos(), angles.sin()) if rope else (None, None)
+    weight, bias = rand(rows, d, scale=d**-0.5), rand(rows, scale=0.2)
+    return rand(tokens, d), *norm_args(d), weight, bias, *tables, heads, head_dim
+
+
+def attention_case(lengths: list[int], heads: int, head_dim: int) -> tuple[Any, ...]:
+    q, k, v = (rand(sum(lengths), heads, head_dim) for _ in range(3))
+    bounds = torch.tensor([0, *lengths]).cumsum(0)
+    return q, k, v, bounds, head_dim**-0.5
+
+
+def linear_case(tokens: int, n: int, d: int) -> tuple[Any, ...]:
+    return rand(tokens, n), rand(d, n, scale=n**-0.5), rand(d), rand(tokens, d)
+
+
+def lowrank_case(tokens: int, d: int, rank: int | None) -> tuple[Any, ...]:
+    up = None if rank is None else rand(d, rank, scale=rank**-0.5)
+    return rand(tokens, d), *norm_args(d), rand(rank or d, d, scale=d**-0.5), up, rand(d)
+
+
+def dense_case(tokens: int, d: int, hidden: int, activation: str) -> tuple[Any, ...]:
+    weights = rand(hidden, d, scale=d**-0.5), rand(hidden), rand(d, hidden, scale=hidden**-0.5), rand(d)
+    return rand(tokens, d), *norm_args(d), *weights, activation
+
+
+CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "qkv-rope": ("norm_qkv_rope", lambda: qkv_case(11, 30, 3, 12, rope=True)),
+    "qkv-plain": ("norm_qkv_rope", lambda: qkv_case(7, 20, 1, 5, rope=False)),
+    "qkv-one-token": ("norm_qkv_rope", lambda: qkv_case(1, 16, 5, 8, rope=True)),
+    "attention-ragged": ("attention", lambda: attention_case([3, 1, 17, 6], 3, 20)),
+    "attention-equal": ("attention", lambda: attention_case([5, 5, 5], 1, 8)),
+    "attention-runs": ("attention", lambda: attention_case([4, 4, 9, 0, 4], 2, 10)),
+    "linear": ("linear_residual", lambda: linear_case(9, 7, 22)),
+    "lowrank": ("ffn_lowrank", lambda: lowrank_case(9, 22, 5)),
+    "rank-1": ("ffn_lowrank", lambda: lowrank_case(3, 22, 1)),
+    "merged": ("ffn_lowrank", lambda: lowrank_case(9, 22, None)),
+    "quick_gelu": ("ffn_dense", lambda: dense_case(9, 14, 33, "quick_gelu")),
+    "gelu": ("ffn_dense", lambda: dense_case(9, 14, 33, "gelu")),
+    "gelu_pytorch_tanh": ("ffn_dense", lambda: dense_case(9, 14, 33, "gelu_pytorch_tanh")),
+    "silu-1-neuron": ("ffn_dense", lambda: dense_case(2, 14, 1, "silu")),
+}
+
+
+def cast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+
+
+def _norm_qkv_rope(
+    x: Tensor, nw: Tensor, nb: Tensor, eps: float, w: Tensor, b: Tensor, cos: Any, sin: Any, h: int, dim: int
+) -> tuple[Tensor, ...]:
+    q, k, v = (_norm(x, nw, nb, eps) @ w.T + b).view(-1, 3, h, dim).unbind(1)
+    return (q, k, v) if cos is None else (_turn(q, cos, sin), _turn(k, cos, sin), v)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Each pair (i, i + D/2) as a complex number, times e^(i angle)."""
+    half = x.shape[-1] // 2
+    out = torch.empty_like(x)
+    for i in range(half):
+        a, b, c, s = x[..., i], x[..., i + half], cos[:, i, None], sin[:, i, None]
+        out[..., i], out[..., i + half] = a * c - b * s, b * c + a * s
+    return out
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+    """All pairs of tokens, those of different sequences masked."""
+    sequence = torch.searchsorted(cu_seqlens, torch.arange(len(q)), right=True)
+    apart = sequence[:, None] != sequence[None, :]
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    weights = scores.masked_fill(apart, -torch.inf).softmax(-1)
+    return torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
+
+
+def _ffn_lowrank(x: Tensor, nw: Tensor, nb: Tensor, eps: float, down: Tensor, up: Any, bias: Tensor) -> Tensor:
+    mapped = _norm(x, nw, nb, eps) @ down.T
+    return x + (mapped if up is None else mapped @ up.T) + bias
+
+
+def _ffn_dense(
+    x: Tensor, nw: Tensor, nb: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
+) -> Tensor:
+    hidden = _norm(x, nw, nb, eps) @ w1.T + b1
+    return x + _ACTIVATIONS[activation](hidden) @ w2.T + b2
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": lambda x: x / (1 + torch.exp(-1.702 * x)),
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu_pytorch_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x / (1 + torch.exp(-x)),
+}
+
+DEFINITIONS: dict[str, Callable[..., Any]] = {
+    "norm_qkv_rope": _norm_qkv_rope,
+    "attention": _attention,
+    "linear_residual": lambda x, w, b, residual: residual + x @ w.T + b,
+    "ffn_lowrank": _ffn_lowrank,
+    "ffn_dense": _ffn_dense,
+}

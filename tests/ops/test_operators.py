@@ -1,0 +1,148 @@
+"""Values, gradients and refusals of the five operators."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_cases import (
+    CASES,
+    DEFINITIONS,
+    OPS,
+    attention_case,
+    cast,
+    dense_case,
+    linear_case,
+    lowrank_case,
+    qkv_case,
+    rand,
+)
+from torch import Tensor
+from torch.library import opcheck
+
+from infoprune_rt.errors import InfopruneError
+
+
+def outputs(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_its_definition(case: str, dtype: torch.dtype) -> None:
+    """No further from the fp64 definition than twice what the same definition costs in this dtype."""
+    name, make = CASES[case]
+    args = cast(make(), dtype)
+    exact = outputs(DEFINITIONS[name](*cast(args, torch.float64)))
+    naive = outputs(DEFINITIONS[name](*args))
+    got = outputs(getattr(OPS, name)(*args))
+    for mine, theirs, truth in zip(got, naive, exact, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == truth.shape
+        rounding = torch.finfo(dtype).eps * truth.abs().max()
+        assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
+
+
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
+@settings(max_examples=30, deadline=None)
+def test_attention_of_any_pack(lengths: list[int]) -> None:
+    args = attention_case(lengths, 2, 6)
+    assert torch.allclose(OPS.attention(*args), DEFINITIONS["attention"](*args), atol=1e-12)
+
+
+def test_nothing_packed_is_nothing() -> None:
+    empty = torch.empty(0, 3, 8)
+    assert OPS.attention(empty, empty, empty, torch.tensor([0, 0]), 0.3).shape == (0, 24)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients(case: str) -> None:
+    name, make = CASES[case]
+    args = [a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in make()]
+    if case == "qkv-rope":
+        args[6], args[7] = args[6].detach(), args[7].detach()  # tables are constants in a tower
+    assert torch.autograd.gradcheck(getattr(OPS, name), args, fast_mode=True)
+
+
+def test_gradients_reach_only_what_asks_for_them() -> None:
+    x, weight, bias, residual = linear_case(4, 5, 6)
+    weight.requires_grad_()
+    out = OPS.linear_residual(x, weight, bias, residual)
+    out.square().sum().backward()
+    assert weight.grad is not None
+    assert torch.allclose(weight.grad, 2 * out.detach().T @ x)
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case: str) -> None:
+    name, make = CASES[case]
+    args = tuple(
+        a.requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+        for a in cast(make(), torch.float32)
+    )
+    opcheck(getattr(OPS, name).default, args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_autocast_changes_nothing(case: str) -> None:
+    name, make = CASES[case]
+    args = cast(make(), torch.float32)
+    expected = outputs(getattr(OPS, name)(*args))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = outputs(getattr(OPS, name)(*args))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def replaced(args: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
+    return (*args[:place], value, *args[place + 1 :])
+
+
+QKV, ATTENTION, LINEAR = qkv_case(5, 12, 2, 4, rope=True), attention_case([2, 3], 2, 4), linear_case(4, 5, 6)
+LOWRANK, DENSE = lowrank_case(4, 6, 3), dense_case(4, 6, 9, "gelu")
+BAD: list[tuple[str, tuple[Any, ...], str]] = [
+    ("norm_qkv_rope", replaced(QKV, 0, rand(5, 4, 12)), "x must have shape (any, any), not (5, 4, 12)"),
+    ("norm_qkv_rope", replaced(QKV, 0, rand(5, 12).long()), "must be a floating-point tensor, not torch.int64"),
+    ("norm_qkv_rope", replaced(QKV, 1, rand(11)), "norm_weight must have shape (12), not (11)"),
+    ("norm_qkv_rope", replaced(QKV, 4, rand(24, 13)), "weight must have shape (24, 12), not (24, 13)"),
+    ("norm_qkv_rope", replaced(QKV, 4, rand(24, 12).float()), "weight is torch.float32 on cpu"),
+    ("norm_qkv_rope", replaced(QKV, 7, None), "cos and sin go together"),
+    ("norm_qkv_rope", replaced(QKV, 6, rand(4, 4)), "cos must have shape (5, 4), not (4, 4)"),
+    ("norm_qkv_rope", replaced(QKV, 6, rand(5, 4).long()), "cos must be float32, not torch.int64"),
+    ("norm_qkv_rope", replaced(QKV, 8, 0), "num_heads and head_dim must be positive, not 0 and 4"),
+    (
+        "norm_qkv_rope",
+        (*qkv_case(3, 12, 2, 5, rope=False)[:6], rand(3, 5), rand(3, 5), 2, 5),
+        "an even head_dim, not 5",
+    ),
+    ("attention", replaced(ATTENTION, 1, rand(5, 2, 3)), "k must have shape (5, 2, 4), not (5, 2, 3)"),
+    (
+        "attention",
+        replaced(ATTENTION, 3, torch.tensor([0, 2, 6])),
+        "from 0 to the number of rows (5), but it is [0, 2, 6]",
+    ),
+    ("attention", replaced(ATTENTION, 3, torch.tensor([0, 6, 5])), "but it is [0, 6, 5]"),
+    ("attention", replaced(ATTENTION, 3, torch.tensor([5])), "but it is [5]"),
+    (
+        "attention",
+        replaced(ATTENTION, 3, torch.tensor([0, 5], dtype=torch.int32)),
+        "must be a one-dimensional int64 tensor",
+    ),
+    ("linear_residual", replaced(LINEAR, 1, rand(6, 4)), "weight must have shape (any, 5), not (6, 4)"),
+    ("linear_residual", replaced(LINEAR, 3, rand(3, 6)), "residual must have shape (4, 6), not (3, 6)"),
+    ("ffn_lowrank", replaced(LOWRANK, 5, rand(6, 4)), "up must have shape (6, 3), not (6, 4)"),
+    ("ffn_lowrank", replaced(LOWRANK, 5, None), "down must have shape (6, 6), not (3, 6)"),
+    ("ffn_dense", replaced(DENSE, 6, rand(6, 8)), "fc2_weight must have shape (6, 9), not (6, 8)"),
+    ("ffn_dense", replaced(DENSE, 8, "relu6"), "unknown activation 'relu6'; known are gelu, gelu_pytorch_tanh"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "told"), BAD)
+def test_malformed_input_is_told(name: str, args: tuple[Any, ...], told: str) -> None:
+    with pytest.raises(InfopruneError, match=re.escape(told)) as caught:
+        getattr(OPS, name)(*args)
+    assert str(caught.value).startswith(f"infoprune::{name}: ")
