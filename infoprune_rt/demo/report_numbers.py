@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 PREFIXES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
@@ -43,8 +44,9 @@ def scientific(value: float) -> str:
 
 
 def relative(value: float, base: float) -> float | None:
-    """Change of ``value`` against ``base`` in percent; none where the base is zero."""
-    return 100 * (value - base) / base if base else None
+    """Change of ``value`` against ``base`` in percent; none where the base is (next to) zero."""
+    change = 100 * (value - base) / base if base else math.inf
+    return change if math.isfinite(change) else None
 
 
 def percent(change: float | None) -> str:

@@ -141,7 +141,7 @@ def test_any_report_is_drawn_inside_its_plots(
     report["taylor"]["discarded_energy"] = [
         sorted(data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=5)), reverse=True) for _ in range(blocks)
     ]
-    report["fullsize"] |= {"dense_ms": data.draw(st.floats(0, 1e6)), "compact_ms_all": []}
+    report["fullsize"] |= {"dense_ms": data.draw(st.floats(0, 1e6) | st.just(5e-324)), "compact_ms_all": []}
     html, page = written(report, tmp_path)
     assert page.tags.count("svg") >= 5
     assert not re.search(r"\b(nan|inf|None|Undefined)\b", re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL))
