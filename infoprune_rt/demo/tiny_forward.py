@@ -28,7 +28,7 @@ class AuxiliaryHeads(nn.Module):
 
     def forward(self, merged: Tensor, batch: TinyBatch) -> Tensor:
         """merged: B x 16 x width -> scalar loss."""
-        digit, color, x, y = self.linear(merged).flatten(0, 1).split(self.sizes, dim=-1)
+        digit, color, x, y = self.linear(merged).float().flatten(0, 1).split(self.sizes, dim=-1)
         # Which digit it is comes last and hardest; tokens without one would drown it.
         weights = torch.tensor([1.0] * NOTHING + [0.1])
         losses = (
@@ -60,12 +60,12 @@ class TinyForward:
     def merged_tokens(self, patches: Tensor) -> Tensor:
         """B x 64 x 1176 -> B x 16 x width, the tower with its merger."""
         visual = self.model.model.visual
-        x = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
+        x = F.linear(patches, visual.patch_embed.proj.weight.flatten(1)).float()  # under autocast too: the residual
         for block in visual.blocks:
             x = x + self._attention(block.attn, block.norm1(x))
             x = x + block.mlp(block.norm2(x))
         merged: Tensor = visual.merger(x)
-        return merged.view(len(patches), CELLS * CELLS, -1)
+        return merged.float().view(len(patches), CELLS * CELLS, -1)
 
     def _attention(self, attn: Any, x: Tensor) -> Tensor:
         size, count, _ = x.shape

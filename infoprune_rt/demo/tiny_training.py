@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +29,7 @@ from infoprune_rt.demo.tiny_forward import AuxiliaryHeads, TinyForward, block_ma
 from infoprune_rt.demo.tiny_vlm import build_config, build_model, build_processor
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import write_file, write_text
+from infoprune_rt.hardware import fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class Recipe:
     seed: int = 0
     batch_size: int = 64
     phases: tuple[Phase, ...] = (
-        Phase("tower", 900, 2e-3, final=0.5),
-        Phase("joint", 1500, 2e-3, final=0.01),
-        Phase("joint", 450, 1.5e-3, final=0.01),  # a warm restart: relations of position come last
+        Phase("tower", 800, 2e-3, final=0.5),
+        Phase("joint", 2200, 2e-3, final=0.01),  # long: relations of position are learnt last
     )
+    autocast: bool = field(default_factory=fast_bfloat16)  # products in bfloat16, where that is faster
     weight_decay: float = 0.05
     auxiliary_weight: float = 0.3
     clip: float = 1.0
@@ -112,13 +113,14 @@ class TinyTraining:
     def step(self, step: int, batch: TinyBatch) -> dict[str, float]:
         """One optimiser step; returns what the log shows."""
         phase, within = self.recipe.at(step)
-        merged = self.merged_tokens(batch.patches)
-        auxiliary = self.auxiliary(merged, batch)
-        if phase.name == "tower":
-            loss, shown = auxiliary, {}
-        else:
-            answers = self._answer_loss(merged, batch)
-            loss, shown = answers + self.recipe.auxiliary_weight * auxiliary, {"answers": answers.item()}
+        with self._autocast():
+            merged = self.merged_tokens(batch.patches)
+            auxiliary = self.auxiliary(merged, batch)
+            if phase.name == "tower":
+                loss, shown = auxiliary, {}
+            else:
+                answers = self._answer_loss(merged, batch)
+                loss, shown = answers + self.recipe.auxiliary_weight * auxiliary, {"answers": answers.item()}
         if not torch.isfinite(loss):
             raise InfopruneError(f"the loss is not finite at step {step}; lower the learning rate or change the seed")
         loss.backward()
@@ -129,6 +131,9 @@ class TinyTraining:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {"auxiliary": auxiliary.item(), **shown}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.autocast)
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         yield from self.model.parameters()
@@ -143,18 +148,20 @@ class TinyTraining:
     def _answer_loss(self, merged: Tensor, batch: TinyBatch) -> Tensor:
         chosen = batch.labels >= 0
         logits = self.model.lm_head(self._states(merged, batch)[chosen])
-        return F.cross_entropy(logits, batch.labels[chosen])
+        return F.cross_entropy(logits.float(), batch.labels[chosen])
 
     @torch.no_grad()
     def watch(self) -> dict[str, float]:
         """On the watched scenes: share of digits read right, and of questions whose every answer token is right."""
         right = asked = read = digits = 0
         for batch in self.watched:
-            merged = self.merged_tokens(batch.patches)
+            with self._autocast():
+                merged = self.merged_tokens(batch.patches)
+                reading = self.auxiliary.digits(merged)
+                predicted = self.model.lm_head(self._states(merged, batch)).argmax(-1)
             shown = batch.digits != NOTHING
-            read += int(((self.auxiliary.digits(merged) == batch.digits) & shown).sum())
+            read += int(((reading == batch.digits) & shown).sum())
             digits += int(shown.sum())
-            predicted = self.model.lm_head(self._states(merged, batch)).argmax(-1)
             wrong = (predicted != batch.labels) & (batch.labels >= 0)
             failed = {(int(i), int(batch.segments[i, j])) for i, j in wrong.nonzero()}
             count = int(batch.segments.max(dim=1).values.sum())
