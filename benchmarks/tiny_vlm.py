@@ -35,9 +35,9 @@ from infoprune_rt.evaluation.report import accuracy, evaluate
 from infoprune_rt.evaluation.training_batches import VQABatches
 from infoprune_rt.files import write_text
 from infoprune_rt.model_loading import load_dense_vlm
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.head_methods import score_heads
 from infoprune_rt.pruning.head_training import HeadTrainingSettings
-from infoprune_rt.pruning.plan import FFNPlan
 from infoprune_rt.pruning.selection import budget, threshold
 
 CALIBRATION, TEST = (300, 11), (1000, 12)  # scenes and seed

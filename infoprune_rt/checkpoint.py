@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import new_directory
-from infoprune_rt.pruning.plan import Plan
+from infoprune_rt.plan import Plan
 from infoprune_rt.shards import INDEX_NAME, ShardWriter, read_tensors, require_space, weight_map
 
 FORMAT = 1

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
+from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied, apply_plan
-from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.selection import kept_heads
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.shards import require_space

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig, Qwen2VLVisionConfig
 
-from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
+from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infoprune_rt.model_loading import Source
-    from infoprune_rt.pruning.plan import FFNMode, FFNPlan
+    from infoprune_rt.plan import FFNMode, FFNPlan
 
 # What --plan takes the place of.
 PLAN_OPTIONS = (
@@ -73,7 +73,7 @@ def compress(
     from infoprune_rt.compression import compress_checkpoint, make_plan
     from infoprune_rt.inspection import inspect_model, inspection_table
     from infoprune_rt.model_loading import calibration_batches, describe_source
-    from infoprune_rt.pruning.plan import Plan
+    from infoprune_rt.plan import Plan
 
     source = describe_source(model)
     if plan is not None:
@@ -123,7 +123,7 @@ def _ffn_plan(
     max_error: float | None,
     dense_blocks: list[int] | None,
 ) -> FFNPlan:
-    from infoprune_rt.pruning.plan import FFNPlan
+    from infoprune_rt.plan import FFNPlan
 
     if mode is Mode.dense:
         given = {"size": size, "epsilon": epsilon, "max-error": max_error, "dense-block": dense_blocks or None}

@@ -15,8 +15,8 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 
 from infoprune_rt.benchmarking.timing import interleaved
 from infoprune_rt.compression import compress, make_plan
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.head_scores import magnitude_scores
-from infoprune_rt.pruning.plan import FFNPlan
 from infoprune_rt.pruning.selection import budget
 from infoprune_rt.runtime.blocks import block_specs, dense_specs
 from infoprune_rt.runtime.costs import BlockCost, tower_costs

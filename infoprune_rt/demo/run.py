@@ -33,10 +33,10 @@ from infoprune_rt.evaluation.training_batches import VQABatches
 from infoprune_rt.files import write_text
 from infoprune_rt.hardware import compute_dtype
 from infoprune_rt.model_loading import load_any_vlm, load_dense_vlm
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.head_methods import score_heads
 from infoprune_rt.pruning.head_scores import HeadScores
 from infoprune_rt.pruning.head_training import HeadTrainingSettings
-from infoprune_rt.pruning.plan import FFNPlan
 from infoprune_rt.pruning.selection import budget, threshold
 from infoprune_rt.vlm import rest_of_vlm
 

@@ -60,12 +60,13 @@ class TinyForward:
     def merged_tokens(self, patches: Tensor) -> Tensor:
         """B x 64 x 1176 -> B x 16 x width, the tower with its merger."""
         visual = self.model.model.visual
-        x = F.linear(patches, visual.patch_embed.proj.weight.flatten(1)).float()  # under autocast too: the residual
+        weight = visual.patch_embed.proj.weight
+        x = F.linear(patches, weight.flatten(1)).to(weight.dtype)  # under autocast the residual stream stays as it is
         for block in visual.blocks:
             x = x + self._attention(block.attn, block.norm1(x))
             x = x + block.mlp(block.norm2(x))
         merged: Tensor = visual.merger(x)
-        return merged.float().view(len(patches), CELLS * CELLS, -1)
+        return merged.to(weight.dtype).view(len(patches), CELLS * CELLS, -1)
 
     def _attention(self, attn: Any, x: Tensor) -> Tensor:
         size, count, _ = x.shape

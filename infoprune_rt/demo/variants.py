@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from infoprune_rt.compression import build_compact, make_plan
 from infoprune_rt.evaluation.images import TowerBatches, tower_batches
 from infoprune_rt.model_loading import LoadedVLM
+from infoprune_rt.plan import FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied, apply_plan
 from infoprune_rt.pruning.head_gates import mask_heads
-from infoprune_rt.pruning.plan import FFNPlan, Plan
 from infoprune_rt.runtime.blocks import BlockSpec, block_specs, dense_specs
 from infoprune_rt.runtime.costs import BlockCost, tower_costs
 from infoprune_rt.runtime.encoder import CompactEncoder
@@ -88,12 +89,15 @@ class Workbench:
     def masked_error(self, masks: Tensor) -> float:
         """Largest difference between masking heads and slicing them away, on the tower's merged output.
 
-        Relative to the output's largest value; no refit and no FFN change, so only rounding is left.
+        Relative to the output's largest value; no refit and no FFN change, so only rounding is left: float32's,
+        whatever the model computes in.
         """
-        sliced = self.variant("sliced", "sliced", self.plan(masks, refit=False)).tower
+        dense = copy.deepcopy(self.dense).float()
+        plan = self.plan(masks, refit=False)
+        sliced = build_compact(self.adapter, self.vision_config, apply_plan(dense, self.adapter, plan, lambda: []))
         inputs = next(iter(self.batches))
         with torch.inference_mode():
-            with mask_heads(self.adapter.blocks(self.dense), masks, self.shape.head_dim):
-                masked = self.dense(**inputs).pooler_output
+            with mask_heads(self.adapter.blocks(dense), masks, self.shape.head_dim):
+                masked = dense(**inputs).pooler_output
             error = (masked - sliced(**inputs).pooler_output).abs().max() / masked.abs().max()
         return float(error)

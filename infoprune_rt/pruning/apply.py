@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.calibration import BlockMoments, calibrate, shape_of
 from infoprune_rt.pruning.compaction import pack, refitted, slice_attention
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
-from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.sequential import fit_sequentially
 from infoprune_rt.towers.base import TowerAdapter
 

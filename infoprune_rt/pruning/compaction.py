@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infoprune_rt.plan import BlockPlan
 from infoprune_rt.pruning.calibration import head_columns
 from infoprune_rt.pruning.ffn_forms import FFNFit
 from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.pruning.output_refit import refit_output
-from infoprune_rt.pruning.plan import BlockPlan
 from infoprune_rt.towers.base import SourceBlock, TowerAdapter
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import FFNKind, FFNPlan
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import FFNKind, FFNPlan
 from infoprune_rt.towers.base import SourceBlock
 
 SIZE_STEP = 16  # ranks and widths that the hardware likes are multiples of this

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning import ffn_neurons, ffn_rrr, ffn_taylor
 from infoprune_rt.pruning.calibration import Regressor, Wants
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, stay_dense
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, neuron_form, round_size, stay_dense
 from infoprune_rt.pruning.least_squares import penalised, ridge
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import FFNPlan
 
 _PENALTY = 1e-4  # of the neurons' mean variance: breaks the tie between duplicates, hides no neuron
 _PANEL = 64  # neurons removed between two updates of the inverse Gram matrix

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, linear_form, round_size, stay_dense
 from infoprune_rt.pruning.least_squares import ridge
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import FFNPlan
 
 
 def fit(weights: FFNWeights, moments: Twin, plan: FFNPlan) -> FFNFit:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, linear_form, round_size, slope
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import FFNPlan
 
 
 def fit(weights: FFNWeights, moments: Twin, plan: FFNPlan) -> FFNFit:

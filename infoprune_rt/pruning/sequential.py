@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import BlockPlan, Plan
 from infoprune_rt.pruning.calibration import (
     BlockMoments,
     Wants,
@@ -33,7 +34,6 @@ from infoprune_rt.pruning.calibration import (
 from infoprune_rt.pruning.compaction import refitted, slice_attention
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
-from infoprune_rt.pruning.plan import BlockPlan, Plan
 from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.pruning.plan import KINDS, FFNKind
+from infoprune_rt.plan import KINDS, FFNKind
 from infoprune_rt.towers.base import TowerShape
 
 _OPS = torch.ops.infoprune

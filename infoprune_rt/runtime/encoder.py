@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
-from infoprune_rt.pruning.plan import Plan
+from infoprune_rt.plan import Plan
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
 from infoprune_rt.towers.base import Stream, TowerShape
 

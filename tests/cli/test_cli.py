@@ -23,9 +23,9 @@ from infoprune_rt.evaluation import images, metric
 from infoprune_rt.evaluation.answering import answer
 from infoprune_rt.evaluation.format_writers import write_gqa, write_textvqa, write_vqav2
 from infoprune_rt.model_loading import load_dense_vlm
+from infoprune_rt.plan import FFNPlan, Plan
 from infoprune_rt.pruning import head_gates, head_scores, plan
 from infoprune_rt.pruning.head_scores import HeadScores
-from infoprune_rt.pruning.plan import FFNPlan, Plan
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_for
 from infoprune_rt.towers.loading import load_tower

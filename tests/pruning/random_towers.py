@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, PretrainedConfig
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
+from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied
-from infoprune_rt.pruning.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.towers import adapter_by_name
 from infoprune_rt.towers.base import TowerAdapter
 

@@ -26,9 +26,9 @@ from random_towers import (
 from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import FFNPlan, Plan
 from infoprune_rt.pruning import sequential as sequential_fitting
 from infoprune_rt.pruning.apply import apply_plan
-from infoprune_rt.pruning.plan import FFNPlan, Plan
 from infoprune_rt.towers.base import TowerAdapter
 
 ALL = [(0, 1, 2)] * 4

@@ -12,10 +12,10 @@ from random_towers import ARCHITECTURES, make_plan, random_batch, random_tower
 from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.apply import apply_plan
 from infoprune_rt.pruning.calibration import Wants, calibrate, head_columns, head_outputs, watch
 from infoprune_rt.pruning.moments import Moments
-from infoprune_rt.pruning.plan import FFNPlan
 
 
 def recorded(

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning import ffn_neurons, ffn_rrr, ffn_taylor
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, activate, round_size, slope
 from infoprune_rt.pruning.ffn_taylor import truncation_rank
 from infoprune_rt.pruning.moments import Twin
-from infoprune_rt.pruning.plan import FFNPlan
 
 D, M, N, CUT = 23, 75, 900, 700
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
