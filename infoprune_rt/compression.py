@@ -13,6 +13,7 @@ from transformers import PretrainedConfig
 
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.hardware import named_device
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied, apply_plan
@@ -78,7 +79,7 @@ def build_compact(
 def compress(
     tower: nn.Module, adapter: TowerAdapter, plan: Plan, batches: BatchesFactory, progress: Progress | None = None
 ) -> CompactEncoder:
-    """An unmodified tower in, a compact one out; the given tower is not changed.
+    """An unmodified tower in, a compact one on the same device out; the given tower is not changed.
 
     batches: gives calibration batches (tower inputs); called once, and only if the plan needs data.
     """
@@ -94,13 +95,16 @@ def compress_checkpoint(
     *,
     tower_only: bool = False,
     overwrite: bool = False,
+    device: str | torch.device = "auto",
     progress: Progress | None = None,
 ) -> Applied:
     """Compress a checkpoint on disk; only its tower is ever held in memory.
 
-    A full model gives a full compact model, unless ``tower_only``; a tower gives a tower. Fits run
-    in float32; the weights are written in the dtype that the tower is stored in.
+    A full model gives a full compact model, unless ``tower_only``; a tower gives a tower. Calibration and
+    fits run in float32 on ``device`` ("auto": a GPU if there is one); the weights are written in the dtype
+    that the tower is stored in.
     """
+    place = named_device(str(device))
     source = resolve_model_dir(model)
     out = Path(out)
     if out.exists() and not (overwrite and checkpoint.is_replaceable(out)):
@@ -115,10 +119,10 @@ def compress_checkpoint(
     if not tower_only:
         require_space(out, rest_bytes(source, adapter))
     provenance = {**plan.provenance, "model": str(model)}
-    tower = load_tower(source, dtype=torch.float32)
+    tower = load_tower(source, dtype=torch.float32).to(place)
     applied = apply_plan(tower, adapter, replace(plan, provenance=provenance), batches, progress)
     del tower
-    state = {name: tensor.to(dtype) for name, tensor in applied.state.items()}
+    state = {name: tensor.to("cpu", dtype) for name, tensor in applied.state.items()}
     compact_config = adapter.compact_config(vision_config, applied.specs)
     if tower_only:
         checkpoint.save_tower(out, compact_config, state, applied.plan, source, overwrite)

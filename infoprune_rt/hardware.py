@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
+
+from infoprune_rt.errors import InfopruneError
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
 
@@ -12,6 +15,20 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16",
 def auto_device() -> torch.device:
     """A GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def named_device(name: str) -> torch.device:
+    """The device that a user names: "auto", "cpu", "cuda" or "cuda:1". Raises InfopruneError if it is not there."""
+    if name == "auto":
+        return auto_device()
+    named = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if named is None:
+        raise InfopruneError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if name != "cpu" and int(named[1] or 0) >= count:
+        there = "no GPU that this PyTorch can use" if count == 0 else f"only cuda:0 to cuda:{count - 1}"
+        raise InfopruneError(f"device {name!r} is not there: this machine has {there}; use another device, or auto")
+    return torch.device(name)
 
 
 def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infoprune_rt.cli.options import PATCHES, Bias, JsonOption, Mode, ModelArgument, OnCorrupt, OnCorruptOption
+from infoprune_rt.cli.options import (
+    PATCHES,
+    Bias,
+    DeviceOption,
+    JsonOption,
+    Mode,
+    ModelArgument,
+    OnCorrupt,
+    OnCorruptOption,
+)
 from infoprune_rt.cli.output import block_progress, console, print_json, say
 from infoprune_rt.errors import InfopruneError
 
@@ -61,6 +70,7 @@ def compress(
         bool, typer.Option("--tower-only", help="Write the tower alone, without the language model.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration pictures at a time.")] = 8,
+    device: DeviceOption = "auto",
     on_corrupt: OnCorruptOption = OnCorrupt.refuse,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier compact checkpoint.")] = False,
     as_json: JsonOption = False,
@@ -71,10 +81,12 @@ def compress(
     --no-sequential`. Ours: `--heads H --keep 0.5 --ffn neurons --size M`.
     """
     from infoprune_rt.compression import compress_checkpoint, make_plan
+    from infoprune_rt.hardware import named_device
     from infoprune_rt.inspection import inspect_model, inspection_table
     from infoprune_rt.model_loading import calibration_batches, describe_source
     from infoprune_rt.plan import Plan
 
+    place = named_device(device)
     source = describe_source(model)
     if plan is not None:
         _refuse_beside_plan(context)
@@ -94,7 +106,16 @@ def compress(
         )
     batches = calibration_batches(source, images, max_images, batch_size, on_corrupt.value)
     with block_progress("compressing") as progress:
-        compress_checkpoint(model, out, wanted, batches, tower_only=tower_only, overwrite=overwrite, progress=progress)
+        compress_checkpoint(
+            model,
+            out,
+            wanted,
+            batches,
+            tower_only=tower_only,
+            overwrite=overwrite,
+            device=place,
+            progress=progress,
+        )
     skipped = [{"image": str(path), "why": why} for path, why in batches.skipped.items()]
     found = inspect_model(out, PATCHES)
     if as_json:

@@ -71,4 +71,5 @@ DataOption = Annotated[
 ]
 AnnotationsOption = Annotated[Path | None, typer.Option(help="VQAv2's second file, with the answers.")]
 ImagesOption = Annotated[Path, typer.Option(help="The folder with the pictures that the questions name.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:N.")]
 OnCorruptOption = Annotated[OnCorrupt, typer.Option(help="What to do about broken pictures.")]

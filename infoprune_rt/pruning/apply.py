@@ -44,10 +44,10 @@ def apply_plan(
     batches_factory: Callable[[], Batches],
     progress: Callable[[int, int], None] | None = None,
 ) -> Applied:
-    """Compact an unmodified tower as planned; the tower itself is not changed.
+    """Compact an unmodified tower as planned, on its own device; the tower itself is not changed.
 
-    ``batches_factory`` gives calibration batches (tower inputs); it is called once, and only if a
-    fit needs data. ``progress(done, blocks)`` is called after each block. Raises InfopruneError for
+    ``batches_factory`` gives calibration batches (tower inputs, on any device); it is called once, and only
+    if a fit needs data. ``progress(done, blocks)`` is called after each block. Raises InfopruneError for
     a plan of another tower, NaN or infinite weights or activations, and missing calibration data.
     """
     _check(tower, adapter, plan)

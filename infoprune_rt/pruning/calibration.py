@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.pruning.moments import Twin
+from infoprune_rt.pruning.task_loss import to_device
 from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape
 
 _HELD_EVERY = 4
@@ -149,10 +150,11 @@ def calibrate(
 def embedded(
     tower: nn.Module, adapter: TowerAdapter, batches: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[tuple[int, Tensor, Stream, int]]:
-    """Each batch's number, the stream before block 0, and the first row that is held out."""
+    """Each batch's number, the stream before block 0 (on the tower's device), and the first row that is held out."""
+    device = next(tower.parameters()).device
     index = -1
     for index, (batch, role) in enumerate(_roles(batches)):
-        x, stream = adapter.embed(tower, batch)
+        x, stream = adapter.embed(tower, to_device(batch, device))
         check_finite(x, f"the patch embedding, calibration batch {index}")
         yield index, x, stream, _first_held_row(role, stream.cu_seqlens)
     if index < 0:

@@ -132,6 +132,22 @@ def test_memory_is_flat_in_the_number_of_batches(sequential: bool) -> None:
     assert max(held[6:]) <= max(held[:6])
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_batches_are_brought_to_the_towers_device(sequential: bool) -> None:
+    asked: list[object] = []
+
+    class Elsewhere(Tensor):
+        def to(self, device: object) -> Tensor:  # type: ignore[override]
+            asked.append(device)
+            return self.as_subclass(Tensor)
+
+    tower, adapter = random_tower("clip")
+    batch = {name: tensor.as_subclass(Elsewhere) for name, tensor in random_batch("clip").items()}
+    plan = make_plan("clip", [(0, 1, 2)] * 4, FFNPlan("rrr", size=8), sequential=sequential)
+    apply_plan(tower, adapter, plan, lambda: [batch] * 2)
+    assert asked == [torch.device("cpu")] * 2
+
+
 def test_no_batches_are_told() -> None:
     tower, adapter = random_tower("clip")
     with pytest.raises(InfopruneError, match="at least one batch"):
