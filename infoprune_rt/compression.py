@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from infoprune_rt.hardware import named_device
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied, apply_plan
+from infoprune_rt.pruning.memory import known_rows, require_memory, require_spill_space, spills
 from infoprune_rt.pruning.selection import kept_heads
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.shards import require_space
@@ -96,13 +98,16 @@ def compress_checkpoint(
     tower_only: bool = False,
     overwrite: bool = False,
     device: str | torch.device = "auto",
+    spill_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Applied:
     """Compress a checkpoint on disk; only its tower is ever held in memory.
 
     A full model gives a full compact model, unless ``tower_only``; a tower gives a tower. Calibration and
     fits run in float32 on ``device`` ("auto": a GPU if there is one); the weights are written in the dtype
-    that the tower is stored in.
+    that the tower is stored in. ``spill_dir``: where sequential fits keep activations (None: the system's
+    temporary directory). Memory is judged before any work, and so is the disk if ``batches`` has a
+    method ``rows`` (``pruning.memory.Counted``).
     """
     place = named_device(str(device))
     source = resolve_model_dir(model)
@@ -118,9 +123,14 @@ def compress_checkpoint(
     dtype = stored_dtype(source)
     if not tower_only:
         require_space(out, rest_bytes(source, adapter))
+    require_memory(plan, place)
+    if spill_dir is not None and not spill_dir.is_dir():
+        raise InfopruneError(f"there is no directory {spill_dir} to spill calibration activations to; make it first")
+    if spills(plan) and (rows := known_rows(batches)) is not None:
+        require_spill_space(plan, rows, torch.float32.itemsize, spill_dir or Path(tempfile.gettempdir()))
     provenance = {**plan.provenance, "model": str(model)}
     tower = load_tower(source, dtype=torch.float32).to(place)
-    applied = apply_plan(tower, adapter, replace(plan, provenance=provenance), batches, progress)
+    applied = apply_plan(tower, adapter, replace(plan, provenance=provenance), batches, progress, spill_dir)
     del tower
     state = {name: tensor.to("cpu", dtype) for name, tensor in applied.state.items()}
     compact_config = adapter.compact_config(vision_config, applied.specs)

@@ -40,6 +40,17 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast and stored in (torch.float16, torch.bfloat16) else torch.float32
 
 
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that can be had on ``device`` now; None where nothing tells."""
+    if device.type == "cuda":
+        kept_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch reuses it
+        return torch.cuda.mem_get_info(device)[0] + kept_back
+    for line in _proc("meminfo"):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
 def instruction_sets() -> list[str]:
     """Those of ``INSTRUCTION_SETS`` that the kernel reports (Linux only; elsewhere none are known)."""
     for line in cpuinfo():
@@ -56,5 +67,9 @@ def fast_bfloat16() -> bool:
 
 def cpuinfo() -> list[str]:
     """The lines of /proc/cpuinfo; none where there is no such file."""
-    path = Path("/proc/cpuinfo")
+    return _proc("cpuinfo")
+
+
+def _proc(name: str) -> list[str]:
+    path = Path("/proc") / name
     return path.read_text().splitlines() if path.exists() else []

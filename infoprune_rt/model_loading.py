@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.evaluation.images import ImageProcessor, OnCorrupt, TowerBatches, tower_batches
+from infoprune_rt.evaluation.images import ImageProcessor, OnCorrupt, TowerBatches, image_size, tower_batches
 from infoprune_rt.hardware import compute_dtype
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.processing import load_processor
@@ -135,12 +135,29 @@ class CalibrationBatches:
 
     def __call__(self) -> Iterable[Mapping[str, Tensor]]:
         """The batches; raises InfopruneError if there is no folder or no picture in it."""
-        if self._images is None:
-            raise InfopruneError("this plan is fitted to data: give --images, a folder of calibration pictures")
-        processor = _image_processor(self._source)
-        paths = find_images(self._images)[: self._limit]
+        processor, paths = self._processor_and_paths()
         self._batches = tower_batches(paths, processor, self._source.adapter, self._batch_size, self._on_corrupt)
         return self._batches
+
+    def rows(self) -> list[int]:
+        """Rows of the residual stream, batch by batch, by the pictures' headers; unreadable ones count as none."""
+        processor, paths = self._processor_and_paths()
+        vision_config = self._source.adapter.vision_config(self._source.config)
+
+        def count(path: Path) -> int:
+            try:
+                width, height = image_size(path)
+                return self._source.adapter.rows(vision_config, processor, height, width)
+            except ValueError:  # InfopruneError among them; what cannot be prepared is told when its turn comes
+                return 0
+
+        counts = [count(path) for path in paths]
+        return [sum(counts[i : i + self._batch_size]) for i in range(0, len(counts), self._batch_size)]
+
+    def _processor_and_paths(self) -> tuple[ImageProcessor, list[Path]]:
+        if self._images is None:
+            raise InfopruneError("this plan is fitted to data: give --images, a folder of calibration pictures")
+        return _image_processor(self._source), find_images(self._images)[: self._limit]
 
     @property
     def skipped(self) -> dict[Path, str]:

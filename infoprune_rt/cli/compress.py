@@ -71,6 +71,9 @@ def compress(
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Calibration pictures at a time.")] = 8,
     device: DeviceOption = "auto",
+    spill_dir: Annotated[
+        Path | None, typer.Option(help="Where --sequential keeps activations; default: the temporary directory.")
+    ] = None,
     on_corrupt: OnCorruptOption = OnCorrupt.refuse,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier compact checkpoint.")] = False,
     as_json: JsonOption = False,
@@ -114,6 +117,7 @@ def compress(
             tower_only=tower_only,
             overwrite=overwrite,
             device=place,
+            spill_dir=spill_dir,
             progress=progress,
         )
     skipped = [{"image": str(path), "why": why} for path, why in batches.skipped.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,12 +21,24 @@ OnCorrupt = Literal["refuse", "skip"]
 
 def read_image(path: Path) -> Image.Image:
     """Decode one image as RGB, after a look at its size. Raises InfopruneError naming the file."""
+    with _opened(path) as image:
+        return image.convert("RGB")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, by the file's header alone. Raises InfopruneError naming the file."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is judged below
             with Image.open(path) as image:
                 _refuse_size(path, *image.size)
-                return image.convert("RGB")
+                yield image
     except InfopruneError:
         raise
     except FileNotFoundError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from infoprune_rt.pruning.calibration import BlockMoments, calibrate, shape_of
 from infoprune_rt.pruning.compaction import pack, refitted, slice_attention
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
+from infoprune_rt.pruning.memory import require_memory
 from infoprune_rt.pruning.sequential import fit_sequentially
 from infoprune_rt.towers.base import TowerAdapter
 
@@ -43,20 +45,24 @@ def apply_plan(
     plan: Plan,
     batches_factory: Callable[[], Batches],
     progress: Callable[[int, int], None] | None = None,
+    spill_dir: Path | None = None,
 ) -> Applied:
     """Compact an unmodified tower as planned, on its own device; the tower itself is not changed.
 
     ``batches_factory`` gives calibration batches (tower inputs, on any device); it is called once, and only
-    if a fit needs data. ``progress(done, blocks)`` is called after each block. Raises InfopruneError for
-    a plan of another tower, NaN or infinite weights or activations, and missing calibration data.
+    if a fit needs data. ``progress(done, blocks)`` is called after each block. ``spill_dir``: where
+    sequential fits keep activations (None: the system's temporary directory). Raises InfopruneError for a
+    plan of another tower, too little memory, NaN or infinite weights or activations, and missing
+    calibration data.
     """
     _check(tower, adapter, plan)
+    require_memory(plan, next(tower.parameters()).device)
     state: dict[str, Tensor] = {}
     specs: list[dict[str, Any]] = []
     spectra: list[Tensor | None] = []
     blocks: list[BlockPlan] = []
     with torch.no_grad():
-        for i, (attention, ffn) in enumerate(_fits(tower, adapter, plan, batches_factory)):
+        for i, (attention, ffn) in enumerate(_fits(tower, adapter, plan, batches_factory, spill_dir)):
             block_plan = plan.blocks[i]
             packed = pack(adapter.blocks(tower)[i], attention, ffn)
             state |= {f"blocks.{i}.{name}": tensor for name, tensor in packed.items()}
@@ -70,12 +76,18 @@ def apply_plan(
     return Applied(replace(plan, blocks=tuple(blocks)), state, specs, spectra)
 
 
-def _fits(tower: nn.Module, adapter: TowerAdapter, plan: Plan, batches_factory: Callable[[], Batches]) -> _Fits:
+def _fits(
+    tower: nn.Module,
+    adapter: TowerAdapter,
+    plan: Plan,
+    batches_factory: Callable[[], Batches],
+    spill_dir: Path | None,
+) -> _Fits:
     """Attention tensors and FFN fit of every block, front to back."""
     wants = [wants_of(plan, block) for block in plan.blocks]
     reach = max((i + 1 for i, want in enumerate(wants) if want.anything), default=0)  # blocks that data must reach
     if reach and plan.sequential:
-        yield from fit_sequentially(tower, adapter, plan, batches_factory(), reach)
+        yield from fit_sequentially(tower, adapter, plan, batches_factory(), reach, spill_dir)
         yield from _fit_apart(tower, adapter, plan, [BlockMoments()] * plan.shape.num_blocks, reach)
         return
     moments = calibrate(tower, adapter, batches_factory(), wants) if reach else [BlockMoments()] * len(wants)

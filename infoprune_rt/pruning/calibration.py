@@ -47,6 +47,14 @@ class Wants:
         """Whether any data are needed at all."""
         return self.ffn is not None or self.heads is not None
 
+    def ffn_columns(self, shape: TowerShape) -> int:
+        """Columns of the FFN's regressor."""
+        return {None: 0, "input": shape.width, "hidden": shape.ffn_width}[self.ffn]
+
+    def head_columns(self, shape: TowerShape) -> int:
+        """Columns of the kept heads' outputs."""
+        return len(self.heads or ()) * shape.head_dim
+
 
 @dataclass(frozen=True)
 class BlockMoments:
@@ -60,11 +68,21 @@ class BlockMoments:
         """Nothing counted yet."""
         ffn = heads = None
         if wants.ffn is not None:
-            columns = shape.width if wants.ffn == "input" else shape.ffn_width
+            columns = wants.ffn_columns(shape)
             ffn = Twin.empty(columns, shape.width, means_only=wants.means_only, device=device)
         if wants.heads is not None:
-            heads = Twin.empty(len(wants.heads) * shape.head_dim, shape.width, device=device)
+            heads = Twin.empty(wants.head_columns(shape), shape.width, device=device)
         return cls(ffn, heads)
+
+    @staticmethod
+    def nbytes(wants: Wants, shape: TowerShape) -> int:
+        """What one block's moments take."""
+        total = 0
+        if wants.ffn is not None:
+            total += Twin.nbytes(wants.ffn_columns(shape), shape.width, means_only=wants.means_only)
+        if wants.heads is not None:
+            total += Twin.nbytes(wants.head_columns(shape), shape.width)
+        return total
 
 
 @dataclass

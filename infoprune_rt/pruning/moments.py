@@ -31,6 +31,11 @@ class Moments:
         self._sum_aa = zeros(p, p) if second else zeros(0, 0)
         self._sum_ab = zeros(p, q) if second else zeros(0, 0)
 
+    @staticmethod
+    def nbytes(p: int, q: int, *, second: bool) -> int:
+        """What such moments take."""
+        return 8 * (p + q + 1 + (p * (p + q) if second else 0))
+
     def add(self, a: Tensor, b: Tensor) -> None:
         """Count the rows of ``a`` and ``b`` in."""
         self.n += a.shape[0]
@@ -100,6 +105,11 @@ class Twin:
     def empty(cls, p: int, q: int, *, means_only: bool = False, device: torch.device | str = "cpu") -> Twin:
         """``means_only``: the fit needs means only; the judging side is always complete."""
         return cls(Moments(p, q, second=not means_only, device=device), Moments(p, q, second=True, device=device))
+
+    @staticmethod
+    def nbytes(p: int, q: int, *, means_only: bool = False) -> int:
+        """What such a pair takes."""
+        return Moments.nbytes(p, q, second=not means_only) + Moments.nbytes(p, q, second=True)
 
     def add(self, a: Tensor, b: Tensor, cut: int) -> None:
         """Rows before ``cut`` are fitted on, rows from ``cut`` on are held out."""

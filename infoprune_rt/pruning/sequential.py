@@ -55,7 +55,7 @@ class _Chunk:
         except (OSError, SafetensorError) as error:
             raise InfopruneError(
                 f"could not spill calibration activations to {self.folder}: {error}; free some disk space, use fewer "
-                "images, or point TMPDIR at a larger disk"
+                "images, or choose another place (--spill-dir)"
             ) from error
 
     def load(self, name: str) -> dict[str, Tensor]:
@@ -86,15 +86,21 @@ class _Site:
 
 
 def fit_sequentially(
-    tower: nn.Module, adapter: TowerAdapter, plan: Plan, batches: Iterable[Mapping[str, Tensor]], count: int
+    tower: nn.Module,
+    adapter: TowerAdapter,
+    plan: Plan,
+    batches: Iterable[Mapping[str, Tensor]],
+    count: int,
+    spill_dir: Path | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], FFNFit]]:
     """Attention tensors and FFN fit of the first ``count`` blocks, front to back.
 
-    ``batches`` (tower inputs) are read once. Raises InfopruneError for no batches, for NaN or
+    ``batches`` (tower inputs) are read once. The streams lie in ``spill_dir`` (None: the system's
+    temporary directory) meanwhile. Raises InfopruneError for no batches, for NaN or
     infinite activations (block and batch named) and for a full disk.
     """
     blocks, shape = adapter.blocks(tower), shape_of(tower, adapter)
-    with tempfile.TemporaryDirectory(prefix="infoprune-") as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory(prefix="infoprune-", dir=spill_dir) as folder, torch.no_grad():
         chunks = _spill_embeddings(tower, adapter, batches, Path(folder))
         for i, (block, block_plan) in enumerate(zip(blocks[:count], plan.blocks[:count], strict=True)):
             yield _fit_block(_Site(i, block, block_plan, wants_of(plan, block_plan), adapter, shape), chunks)

@@ -136,6 +136,10 @@ class TowerAdapter(ABC):
         """What ``tower(**inputs)`` takes, out of an image processor's output."""
 
     @abstractmethod
+    def rows(self, vision_config: PretrainedConfig, image_processor: Any, height: int, width: int) -> int:
+        """How many rows of the stream one picture of this size becomes, without preparing it."""
+
+    @abstractmethod
     def embed(self, tower: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Stream]:
         """Everything before the first block: x (T x d, all images packed) and its stream."""
 

@@ -172,6 +172,9 @@ class CLIPAdapter(TowerAdapter):
     def tower_inputs(self, features: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"pixel_values": feature(features, "pixel_values")}
 
+    def rows(self, vision_config: PretrainedConfig, image_processor: Any, height: int, width: int) -> int:
+        return int((vision_config.image_size // vision_config.patch_size) ** 2 + 1)
+
     def embed(self, tower: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Stream]:
         dense = self._dense(tower)
         x = dense.pre_layrnorm(dense.embeddings(inputs["pixel_values"]))

@@ -166,6 +166,9 @@ class Qwen2VLAdapter(TowerAdapter):
             "grid_thw": feature(features, "image_grid_thw"),
         }
 
+    def rows(self, vision_config: PretrainedConfig, image_processor: Any, height: int, width: int) -> int:
+        return int(image_processor.get_number_of_image_patches(height, width))
+
     def embed(self, tower: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Stream]:
         dense = self._dense(tower)
         x = embed_patches(inputs["hidden_states"], dense.patch_embed.proj.weight.flatten(1))

@@ -256,6 +256,7 @@ OPTIONS: list[tuple[tuple[object, ...], str]] = [
     (("--plan", "plan.json", "--no-refit"), "--plan says all that --refit could say"),
     (FIT, "fitted to data: give --images"),
     ((*FIT, "--images", "absent"), "there is no folder absent of calibration pictures"),
+    ((*FIT, "--spill-dir", "absent"), "there is no directory absent to spill calibration activations to"),
     (("--device", "gpu"), "unknown device 'gpu'; use auto, cpu, cuda or cuda:N"),
     (("--device", "cuda:99"), "device 'cuda:99' is not there"),
     ((*FIT, "--images", "EMPTY"), "holds no pictures (.bmp, .jpeg, .jpg, .png, .webp)"),

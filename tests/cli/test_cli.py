@@ -13,18 +13,19 @@ import pytest
 import torch
 from cli_models import BLOCKS, FFN_WIDTH, HEADS, MODELS, WIDTH, questions_of
 from conftest import Cli
+from PIL import Image
 from torch import nn
 from transformers import AutoModel
 
-from infoprune_rt import load_vlm
+from infoprune_rt import load_vlm, plan
 from infoprune_rt.cli import app, options
 from infoprune_rt.demo.handwriting import read_handwriting
 from infoprune_rt.evaluation import images, metric
 from infoprune_rt.evaluation.answering import answer
 from infoprune_rt.evaluation.format_writers import write_gqa, write_textvqa, write_vqav2
-from infoprune_rt.model_loading import load_dense_vlm
+from infoprune_rt.model_loading import calibration_batches, describe_source, load_dense_vlm
 from infoprune_rt.plan import FFNPlan, Plan
-from infoprune_rt.pruning import head_gates, head_scores, plan
+from infoprune_rt.pruning import head_gates, head_scores
 from infoprune_rt.pruning.head_scores import HeadScores
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_for
@@ -137,6 +138,21 @@ def test_a_model_is_compressed_as_asked(
     assert found["flops"] < found["dense_flops"]
     seen = cli("inspect", out, "--json").json()
     assert seen == {name: value for name, value in found.items() if name not in ("out", "skipped_images")}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_rows_of_pictures_are_known_before_they_are_prepared(
+    models: dict[str, Path], scenes: Path, tmp_path: Path, model: str
+) -> None:
+    pictures = sorted(Path(shutil.copytree(scenes / "images", tmp_path / "images")).iterdir())
+    with Image.open(pictures[0]) as picture:
+        picture.resize((300, 70)).save(pictures[0])
+    batches = calibration_batches(describe_source(models[model]), tmp_path / "images", 5, 2, "refuse")
+    tower = load_tower(models[model])
+    adapter = adapter_for(tower.config)
+    assert batches.rows() == [len(adapter.embed(tower, batch)[0]) for batch in batches()]
+    pictures[4].write_bytes(b"")
+    assert batches.rows()[2:] == [0]
 
 
 @pytest.mark.parametrize("mode", ["taylor", "rrr", "neurons"])
