@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import new_directory
+from infoprune_rt.hub import fetch, is_snapshot
 from infoprune_rt.plan import Plan
 from infoprune_rt.shards import INDEX_NAME, ShardWriter, read_tensors, require_space, weight_map
 
@@ -211,6 +212,11 @@ def _check_plan(plan: Plan, blocks: list[dict[str, Any]]) -> None:
             raise InfopruneError(
                 f"block {i}: the plan's FFN is {planned.ffn.kind!r}, but the tower's config has {built['ffn']!r}"
             )
+        if planned.ffn.kind == "neurons" and planned.ffn.between != built.get("activation"):
+            raise InfopruneError(
+                f"block {i}: the plan's activation between factors is {planned.ffn.between!r}, but the tower's config "
+                f"has {built.get('activation')!r}"
+            )
 
 
 def is_replaceable(directory: Path) -> bool:
@@ -248,10 +254,17 @@ def verify(directory: Path) -> Manifest:
 
 
 def _compare(directory: Path, manifest: Manifest, thoroughly: Iterable[str]) -> None:
-    """All files by presence and size; those named in ``thoroughly`` by content as well."""
+    """All files by presence and size; those named in ``thoroughly`` by content as well.
+
+    Of a hub model only those are fetched, and others that are absent were not asked for.
+    """
+    thoroughly = set(thoroughly)
+    fetch(directory, thoroughly)
     for name, record in manifest.files.items():
         path = directory / name
         if not path.is_file():
+            if name not in thoroughly and is_snapshot(directory):
+                continue
             raise InfopruneError(f"{path} is missing, though the checkpoint's {MANIFEST} lists it")
         size = path.stat().st_size
         if size != record.bytes:

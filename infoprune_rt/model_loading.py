@@ -22,8 +22,9 @@ from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.evaluation.images import ImageProcessor, OnCorrupt, TowerBatches, image_size, tower_batches
 from infoprune_rt.hardware import compute_dtype
-from infoprune_rt.hub import resolve_model_dir
+from infoprune_rt.hub import fetch, resolve_model_dir
 from infoprune_rt.processing import load_processor
+from infoprune_rt.shards import weight_map
 from infoprune_rt.towers import adapter_for
 from infoprune_rt.towers.base import TowerAdapter, TowerShape
 from infoprune_rt.towers.loading import read_config, stored_dtype
@@ -85,6 +86,7 @@ def load_dense_vlm(model: str | Path, device: torch.device = CPU) -> LoadedVLM:
 
 def _load_transformers(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Stock loading, but weights that are torn, missing or not finite are refused instead of made up."""
+    fetch(directory, weight_map(directory, stem="model").values())
     try:
         vlm, report = AutoModelForImageTextToText.from_pretrained(
             directory, dtype=dtype, use_safetensors=True, output_loading_info=True

@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.hub import fetch
 
 MAX_SHARD_BYTES = 5 * 10**9
 STEM = "infoprune"  # not "model": stock from_pretrained must not find these weights and re-initialise what misfits
@@ -89,43 +91,77 @@ class ShardWriter:
         return self._folder / f"{number}.part"
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies, and what its file's header says of it. dtype: safetensors' name, such as BF16."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """What the tensor takes."""
+        digits = re.search(r"\d+", self.dtype)  # F8_E4M3 has 8 bits; BOOL, without a number, too
+        return math.prod(self.shape) * (int(digits[0]) if digits else 8) // 8
+
+
 def weight_map(folder: Path, stem: str = STEM) -> dict[str, str]:
     """Which file of ``folder`` holds which tensor. stem: "model" for transformers' own checkpoints."""
     single, index = f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if index.exists():
-        try:
-            return dict(json.loads(index.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InfopruneError(f"{index} is not a readable index of weights: {error}") from error
-    with _open(folder / single) as file:
-        return dict.fromkeys(file.keys(), single)
+    if index.is_file():
+        return _index(index)
+    fetch(folder, [single])
+    if (folder / single).is_file():
+        with _open(folder / single) as file:
+            return dict.fromkeys(file.keys(), single)
+    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in folder.glob(f"*.{suffix}"))
+    found = (
+        f"only pickled ones ({pickles[0]}), which are never loaded" if pickles else f"neither {single} nor its index"
+    )
+    raise InfopruneError(f"{folder} has no safetensors weights, {found}; save the model with save_pretrained first")
 
 
-def stored_bytes(folder: Path, places: Mapping[str, str]) -> int:
-    """How many bytes the named tensors take; only the files' headers are read."""
-    total = 0
-    for file_name in set(places.values()):
-        with _open(folder / file_name) as file:
-            slices = [file.get_slice(name) for name in file.keys() if places.get(name) == file_name]  # noqa: SIM118
-            total += sum(math.prod(s.get_shape()) * _bits(s.get_dtype()) // 8 for s in slices)
-    return total
+def _index(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InfopruneError(f"{path} is not readable JSON: {error}") from error
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise InfopruneError(f'{path} has no "weight_map" from tensor names to file names')
+    return places
 
 
-def _bits(dtype: str) -> int:
-    """Width of a safetensors dtype such as BF16, F8_E4M3 or BOOL."""
-    digits = re.search(r"\d+", dtype)
-    return int(digits[0]) if digits else 8
+def headers(folder: Path, places: Mapping[str, str]) -> dict[str, Stored]:
+    """What the files say of the named tensors, file by file; a hub model's files are fetched if they are not there."""
+    fetch(folder, places.values())
+    found = {}
+    for file_name in sorted(set(places.values())):
+        path = folder / file_name
+        with _open(path) as file:
+            held = set(file.keys())
+            for name in (name for name, place in places.items() if place == file_name):
+                if name not in held:
+                    raise InfopruneError(
+                        f"{path} lacks the tensor {name!r} that the index puts there; download the checkpoint again"
+                    )
+                header = file.get_slice(name)
+                found[name] = Stored(path, name, tuple(header.get_shape()), header.get_dtype())
+    return found
+
+
+def read_mapped(place: Stored) -> Tensor:
+    """One tensor, backed by its file. The file is mapped anew each time, so that pages read do not add up."""
+    with _open(place.path) as file:
+        tensor: Tensor = file.get_tensor(place.name)
+    return tensor
 
 
 def iter_tensors(folder: Path, places: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, file by file, read as they are asked for."""
-    for file_name in sorted(set(places.values())):
-        with _open(folder / file_name) as file:
-            held = set(file.keys())
-            for name in (name for name, place in places.items() if place == file_name):
-                if name not in held:
-                    raise InfopruneError(f"{folder / file_name} lacks the tensor {name!r} that the index puts there")
-                yield name, file.get_tensor(name)
+    return ((name, read_mapped(place)) for name, place in headers(folder, places).items())
 
 
 def read_tensors(folder: Path, places: Mapping[str, str]) -> dict[str, Tensor]:
@@ -134,7 +170,9 @@ def read_tensors(folder: Path, places: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise InfopruneError(f"{path} is missing, but the checkpoint's index names it; download the checkpoint again")
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise InfopruneError(f"{path} is not a readable safetensors file: {error}") from error
+        raise InfopruneError(f"{path} is not a whole safetensors file ({error}); download it again") from error

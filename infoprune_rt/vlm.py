@@ -15,7 +15,7 @@ from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.runtime.encoder import CompactEncoder
-from infoprune_rt.shards import iter_tensors, stored_bytes, weight_map
+from infoprune_rt.shards import headers, iter_tensors, weight_map
 from infoprune_rt.towers import adapter_for
 from infoprune_rt.towers.base import TowerAdapter
 
@@ -85,7 +85,8 @@ def rest_of_checkpoint(model_dir: Path, adapter: TowerAdapter) -> Iterator[tuple
 
 def rest_bytes(model_dir: Path, adapter: TowerAdapter) -> int:
     """How much disk ``rest_of_checkpoint`` will take."""
-    return stored_bytes(Path(model_dir), _outside_tower(Path(model_dir), adapter))
+    places = _outside_tower(Path(model_dir), adapter)
+    return sum(place.nbytes for place in headers(Path(model_dir), places).values())
 
 
 def _outside_tower(model_dir: Path, adapter: TowerAdapter) -> dict[str, str]:

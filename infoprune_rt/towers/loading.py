@@ -9,35 +9,22 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import CONFIG_NAME, resolve_model_dir
+from infoprune_rt.shards import Stored, headers, read_mapped, weight_map
 from infoprune_rt.towers import ADAPTERS, adapter_for, supported
 from infoprune_rt.towers.base import TowerAdapter
 
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Where one tensor lies, and what its file's header says of it."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
 
 
 def read_config(directory: Path) -> PretrainedConfig:
@@ -100,54 +87,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _survey(
     directory: Path, adapter: TowerAdapter, vision_config: PretrainedConfig
-) -> tuple[nn.Module, dict[str, _Stored]]:
+) -> tuple[nn.Module, dict[str, Stored]]:
     """The tower without memory (on the meta device), and where each of its tensors lies; no tensor is read."""
     with torch.device("meta"):
         tower = adapter.build(vision_config)
     wanted = tower.state_dict()
-    files = _weight_files(directory)
+    files = weight_map(directory, stem="model")
     prefix = _tower_prefix(directory, adapter, files, wanted)
     _check_names(directory, prefix, files, wanted, known={name for name, _ in tower.named_buffers()})
-    header = {path: _read_header(path) for path in sorted({directory / files[prefix + name] for name in wanted})}
-    stored = {}
+    found = headers(directory, {prefix + name: files[prefix + name] for name in wanted})
+    stored = {name: found[prefix + name] for name in wanted}
     for name, tensor in wanted.items():
-        path = directory / files[prefix + name]
-        stored[name] = _checked(header[path], path, prefix + name, tensor)
+        _check_tensor(stored[name], tensor)
     return tower, stored
-
-
-def _weight_files(directory: Path) -> dict[str, str]:
-    """Which file holds which tensor."""
-    index = directory / INDEX_NAME
-    if index.is_file():
-        weight_map = _read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise InfopruneError(f'{index} has no "weight_map" from tensor names to file names')
-        return weight_map
-    if (directory / WEIGHTS_NAME).is_file():
-        return dict.fromkeys(_read_header(directory / WEIGHTS_NAME), WEIGHTS_NAME)
-    pickles = sorted(path.name for suffix in ("bin", "pt", "pth") for path in directory.glob(f"*.{suffix}"))
-    found = (
-        f"only pickled ones ({pickles[0]}), which are never loaded"
-        if pickles
-        else f"neither {WEIGHTS_NAME} nor {INDEX_NAME}"
-    )
-    raise InfopruneError(f"{directory} has no safetensors weights, {found}; save the model with save_pretrained first")
-
-
-def _read_header(path: Path) -> dict[str, _Stored]:
-    with _open(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return {name: _Stored(path, name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-
-
-def _open(path: Path) -> Any:
-    if not path.is_file():
-        raise InfopruneError(f"{path} is missing, but the checkpoint's index names it; download the checkpoint again")
-    try:
-        return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise InfopruneError(f"{path} is not a whole safetensors file ({error}); download it again") from error
 
 
 def _tower_prefix(directory: Path, adapter: TowerAdapter, names: Collection[str], wanted: Collection[str]) -> str:
@@ -177,35 +129,29 @@ def _check_names(
         )
 
 
-def _checked(header: Mapping[str, _Stored], path: Path, name: str, like: Tensor) -> _Stored:
-    if name not in header:
-        raise InfopruneError(
-            f"{path} lacks the tensor {name!r} that the index puts there; download the checkpoint again"
-        )
-    stored = header[name]
+def _check_tensor(stored: Stored, like: Tensor) -> None:
     if stored.shape != tuple(like.shape):
         raise InfopruneError(
-            f"{path}: tensor {name!r} has shape {stored.shape}, but {CONFIG_NAME} makes it {tuple(like.shape)}"
+            f"{stored.path}: tensor {stored.name!r} has shape {stored.shape}, but {CONFIG_NAME} makes it "
+            f"{tuple(like.shape)}"
         )
     if stored.dtype not in DTYPES:
         raise InfopruneError(
-            f"{path}: tensor {name!r} is stored as {stored.dtype}; take a checkpoint that is not quantised "
-            f"({', '.join(DTYPES)})"
+            f"{stored.path}: tensor {stored.name!r} is stored as {stored.dtype}; take a checkpoint that is not "
+            f"quantised ({', '.join(DTYPES)})"
         )
-    return stored
 
 
-def _common_dtype(stored: Mapping[str, _Stored]) -> torch.dtype:
+def _common_dtype(stored: Mapping[str, Stored]) -> torch.dtype:
     return reduce(torch.promote_types, (DTYPES[place.dtype] for place in stored.values()))
 
 
-def _read(place: _Stored, dtype: torch.dtype) -> Tensor:
-    """One tensor, copied out of its file. The file is mapped anew each time, so that pages read do not add up."""
-    with _open(place.path) as file:
-        tensor: Tensor = file.get_tensor(place.name)
-        if not torch.stack(tensor.aminmax()).isfinite().all():  # no temporary of the tensor's size; NaN carries through
-            raise InfopruneError(f"{place.path}: tensor {place.name!r} holds NaN or infinite values")
-        return tensor.to(dtype, copy=True)
+def _read(place: Stored, dtype: torch.dtype) -> Tensor:
+    """One tensor, copied out of its file."""
+    tensor = read_mapped(place)
+    if not torch.stack(tensor.aminmax()).isfinite().all():  # no temporary of the tensor's size; NaN carries through
+        raise InfopruneError(f"{place.path}: tensor {place.name!r} holds NaN or infinite values")
+    return tensor.to(dtype, copy=True)
 
 
 def _buffers(adapter: TowerAdapter, vision_config: PretrainedConfig) -> dict[str, Tensor]:

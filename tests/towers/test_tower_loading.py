@@ -11,16 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from seven_b import LOAD, SHARDS, write_sparse_7b
 from small_towers import ARCHITECTURES, tower, tower_inputs, vision_config, vlm_config
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, BertConfig
 
-from infoprune_rt import hub
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.towers import adapter_by_name
 from infoprune_rt.towers.loading import load_tower, stored_dtype
 
@@ -198,31 +195,6 @@ def test_bad_configs_are_told_apart(tmp_path: Path) -> None:
         path.write_text(raw)
         with pytest.raises(InfopruneError, match=re.escape(sentence)):
             load_tower(tmp_path)
-
-
-def test_a_hub_id_is_fetched_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_checkpoint(tmp_path, "clip", "vision_tower.")
-    asked: list[tuple[str, list[str]]] = []
-
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
-    assert resolve_model_dir("someone/some-model_1.5") == tmp_path
-    ((name, patterns),) = asked
-    assert name == "someone/some-model_1.5"
-    assert "*.safetensors" in patterns
-    assert not {"*", "*.bin", "*.pt", "*.pth", "*.pkl"} & set(patterns)
-
-
-def test_a_hub_that_does_not_know_the_model_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(name: str, *, allow_patterns: list[str]) -> str:
-        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
-
-    monkeypatch.setattr(hub, "snapshot_download", fetch)
-    with pytest.raises(InfopruneError, match="no such model: someone/nothing is no directory here, and the hub"):
-        resolve_model_dir("someone/nothing")
 
 
 def test_the_7b_tower_loads_within_4_gib(tmp_path: Path) -> None:
