@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.files import recover
 from infoprune_rt.hardware import named_device
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
@@ -112,6 +113,7 @@ def compress_checkpoint(
     place = named_device(str(device))
     source = resolve_model_dir(model)
     out = Path(out)
+    recover(out)
     if out.exists() and not (overwrite and checkpoint.is_replaceable(out)):
         hint = "overwrite it" if checkpoint.is_replaceable(out) else "clear it away: it is no compact checkpoint"
         raise InfopruneError(f"{out} exists already; choose another place, or {hint}")

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.files import recover
 
 CONFIG_NAME = "config.json"
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]  # configs, indices, tokenizer and processor; no weights
@@ -27,6 +28,8 @@ _snapshots: dict[str, Path] = {}  # by hub id; a snapshot's directory is named b
 def resolve_model_dir(path_or_hub_id: str | Path) -> Path:
     """The local directory of a model. A hub id's is in the Hugging Face cache, at first without weights (``fetch``)."""
     directory = Path(path_or_hub_id)
+    if not directory.is_dir():
+        recover(directory)
     if not directory.is_dir():
         directory = _from_hub(str(path_or_hub_id))
     if not (directory / CONFIG_NAME).is_file():
