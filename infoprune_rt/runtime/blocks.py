@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.plain import ACTIVATIONS
 from infoprune_rt.plan import KINDS, FFNKind
 from infoprune_rt.towers.base import TowerShape
 
@@ -23,12 +24,13 @@ class BlockSpec:
 
     num_heads: kept heads, 0 for a block without attention (only its bias stays).
     ffn: the FFN's form. size: rank k (``lowrank``) or kept neurons (``neurons``); None for
-    ``dense`` and ``merged``.
+    ``dense`` and ``merged``. activation: of a ``neurons`` FFN, where it is not the tower's own.
     """
 
     num_heads: int
     ffn: FFNKind = "dense"
     size: int | None = None
+    activation: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in config.json."""
@@ -37,8 +39,12 @@ class BlockSpec:
     @classmethod
     def from_dict(cls, raw: Any, *, index: int, shape: TowerShape) -> BlockSpec:
         """Read entry ``index`` of a config's ``blocks`` and check it against the dense sizes."""
-        if not isinstance(raw, dict) or not {"num_heads", "ffn"} <= set(raw) <= {"num_heads", "ffn", "size"}:
-            raise InfopruneError(f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size"')
+        known = {field.name for field in fields(cls)}
+        if not isinstance(raw, dict) or not {"num_heads", "ffn"} <= set(raw) <= known:
+            raise InfopruneError(
+                f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size", and "activation" '
+                "where it is not the tower's"
+            )
         spec = cls(**raw)
         spec._check(index, shape)
         return spec
@@ -54,6 +60,11 @@ class BlockSpec:
             raise InfopruneError(f"{where}: a {self.ffn} FFN has no size of its own, but size is {self.size!r}")
         if limit is not None and not _whole(self.size, 1, limit):
             raise InfopruneError(f"{where}: the size of a {self.ffn} FFN must be in 1..{limit}, not {self.size!r}")
+        if self.activation is not None and (self.ffn != "neurons" or self.activation not in tuple(ACTIVATIONS)):
+            raise InfopruneError(
+                f"{where}: only a neurons FFN has an activation of its own, one of {', '.join(ACTIVATIONS)}, but "
+                f"this {self.ffn} FFN has {self.activation!r}"
+            )
 
 
 def _whole(value: Any, low: int, high: int) -> bool:
@@ -81,7 +92,7 @@ class _BiasOnly(nn.Module):
 
 
 class DenseFFN(nn.Module):
-    """fc2 act(fc1 .) with ``hidden`` neurons: all of them, or those that were kept."""
+    """fc2 act(fc1 .) with ``hidden`` neurons: all of them, those that were kept, or ``act`` between two factors."""
 
     def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
@@ -143,7 +154,7 @@ def _ffn(spec: BlockSpec, shape: TowerShape) -> nn.Module:
     if spec.ffn == "merged":
         return MergedFFN(shape.width)
     hidden = shape.ffn_width if spec.size is None else spec.size
-    return DenseFFN(shape.width, hidden, shape.activation)
+    return DenseFFN(shape.width, hidden, spec.activation or shape.activation)
 
 
 class CompactBlock(nn.Module):

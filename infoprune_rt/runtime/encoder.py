@@ -7,6 +7,7 @@ and after the blocks.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,7 +19,9 @@ from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import Plan
+from infoprune_rt.runtime.backends import checked_backend, default_backend
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
+from infoprune_rt.runtime.cpu_engine import CpuEngine, dtype_of
 from infoprune_rt.towers.base import Stream, TowerShape
 
 __all__ = ["BlockSpec", "BlockStack", "CompactBlock", "CompactEncoder"]
@@ -47,13 +50,24 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     meta device) and ends with ``self.post_init()``.
     """
 
-    backend: str = "plain"
     plan: Plan | None = None  # what the tower was built from; saved with it
     source_dir: Path | None = None  # where its image-processor files are
 
     def __init__(self, config: PretrainedConfig, shape: TowerShape) -> None:
         super().__init__(config)
         self.blocks = BlockStack(block_specs(config.blocks, shape), shape)
+        self._backend = default_backend()
+        self._engine: CpuEngine | None = None
+
+    @property
+    def backend(self) -> str:
+        """What runs the blocks: "plain" (PyTorch operators) or "csrc" (C++ kernels, where weights are on the CPU)."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        self._backend = checked_backend(name)
+        self._engine = None
 
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights for a tower built without a checkpoint, as transformers' own towers have."""
@@ -80,14 +94,33 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         block 0 first, the last block's output always), None where the index is not in ``keep``.
         """
         cu_seqlens = torch.tensor(stream.cu_seqlens, dtype=torch.int64)
+        engine = self._engine_for(x)
         if keep is None:
-            out: Tensor = self.blocks(x, cu_seqlens, stream.cos, stream.sin)
+            run = self.blocks if engine is None else engine.run
+            out: Tensor = run(x, cu_seqlens, stream.cos, stream.sin)
             return out
         states: list[Tensor | None] = []
         for i, block in enumerate(self.blocks):
             states.append(x if i in keep else None)
-            x = block(x, cu_seqlens, stream.cos, stream.sin)
+            step = block if engine is None else partial(engine.run_block, i)
+            x = step(x, cu_seqlens, stream.cos, stream.sin)
         return (*states, x)
+
+    def _engine_for(self, x: Tensor) -> CpuEngine | None:
+        """The kernels with this tower's present weights; none where plain PyTorch must serve.
+
+        That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes.
+        """
+        differentiable = torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+        if self._backend != "csrc" or differentiable or torch.compiler.is_compiling():
+            return None
+        if dtype_of(self.blocks) != x.dtype:
+            return None
+        if self._engine is None or not self._engine.is_current(self.blocks):
+            self._engine = CpuEngine(self.blocks)
+        return self._engine
 
     @classmethod
     def from_pretrained(

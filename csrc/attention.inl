@@ -1,0 +1,127 @@
+// Attention within one sequence and head: scores of a block of queries against kKeyBlock keys at a time, softmax with
+// a running maximum (so that no row of scores is ever held whole), and the weighted sum of values.
+
+// Keys as the columns of one packed matrix (head_dim x n), values as the rows of another (n x head_dim).
+template <class S>
+INLINE int64_t value_rows(int64_t n) { return padded(n, kPanel); }
+
+template <class S>
+static int64_t packed_keys_size(int64_t n, int64_t head_dim) {
+  return packed_size<Elem<S>>(head_dim, n) + packed_size<Elem<S>>(value_rows<S>(n), head_dim);
+}
+
+template <class S>
+static void pack_keys_of(const Attention& task, int64_t start, int64_t n, int64_t head, void* packed) {
+  using E = Elem<S>;
+  int64_t stride = task.heads * task.head_dim, d = task.head_dim, offset = start * stride + head * d;
+  const S *k = static_cast<const S*>(task.k) + offset, *v = static_cast<const S*>(task.v) + offset;
+  E* keys = static_cast<E*>(packed);
+  pack_weight<S>(k, stride, d, n, keys);
+  E* values = keys + packed_size<E>(d, n);
+  int64_t rows = value_rows<S>(n), panel = panel_size<E>(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    int64_t step = row / kStep<E>, within = row % kStep<E>;
+    for (int64_t column = 0; column < padded(d, kPanel); ++column) {
+      bool inside = row < n && column < d;
+      E* to = values + column / kPanel * panel + (step * kPanel + column % kPanel) * kStep<E> + within;
+      *to = from_float<E>(inside ? to_float(v[row * stride + column]) : 0.0f);
+    }
+  }
+}
+
+// Offsets of a query block's working memory.
+template <class E>
+struct AttentionScratch {
+  int64_t query_stride, out_stride, scores, sums, queries, weights, maxima, totals, bytes;
+
+  explicit AttentionScratch(int64_t head_dim) {
+    query_stride = steps<E>(head_dim) * kStep<E>;
+    out_stride = padded(head_dim, kPanel);
+    int64_t at = 0;
+    auto place = [&at](int64_t size) {
+      int64_t here = at;
+      at += padded(size, 64);
+      return here;
+    };
+    scores = place(kQueryBlock * kKeyBlock * 4);
+    sums = place(kQueryBlock * out_stride * 4);
+    queries = place(kQueryBlock * query_stride * static_cast<int64_t>(sizeof(E)));
+    weights = place(kQueryBlock * kKeyBlock * static_cast<int64_t>(sizeof(E)));
+    maxima = place(kQueryBlock * 4);
+    totals = place(kQueryBlock * 4);
+    bytes = at;
+  }
+};
+
+// Softmax weights of one row against `count` keys, beyond them zeros up to `width`; returns by how much what was summed
+// before must be scaled down.
+template <class E>
+INLINE float soften(const float* scores, int64_t count, int64_t width, float scale, float& most, float& total, E* to) {
+  int64_t whole = count / kLanes * kLanes;
+  Floats peaks = splat(-__builtin_inff());
+  for (int64_t i = 0; i < whole; i += kLanes) peaks = larger(load(scores + i), peaks);
+  float peak = maximum(peaks);
+  for (int64_t i = whole; i < count; ++i) peak = scores[i] > peak ? scores[i] : peak;
+  peak = peak * scale > most ? peak * scale : most;
+  Floats totals{};
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    Floats weight = exp2(load(scores + i) * scale - peak);
+    totals += weight;
+    store(to + i, weight);
+  }
+  float now = sum(totals);
+  if (whole < count) {
+    Floats weight = exp2(load_some(scores + whole, count - whole) * scale - peak);
+    for (int64_t i = whole; i < count; ++i) now += weight[i - whole];
+    store_some(to + whole, weight, count - whole);
+  }
+  for (int64_t i = count; i < width; ++i) to[i] = from_float<E>(0.0f);
+  float shrink = most == peak ? 1.0f : __builtin_exp2f(most - peak);
+  total = total * shrink + now;
+  most = peak;
+  return shrink;
+}
+
+template <class S>
+static void attend(const Attention& task, int64_t start, int64_t n, int64_t head, int64_t row, int64_t rows,
+                   const void* packed, void* memory) {
+  using E = Elem<S>;
+  const int64_t d = task.head_dim, stride = task.heads * d;
+  const AttentionScratch<E> at(d);
+  char* base = static_cast<char*>(memory);
+  float *scores = reinterpret_cast<float*>(base + at.scores), *sums = reinterpret_cast<float*>(base + at.sums);
+  float *maxima = reinterpret_cast<float*>(base + at.maxima), *totals = reinterpret_cast<float*>(base + at.totals);
+  E *queries = reinterpret_cast<E*>(base + at.queries), *weights = reinterpret_cast<E*>(base + at.weights);
+  const E* keys = static_cast<const E*>(packed);
+  const E* values = keys + packed_size<E>(d, n);
+  const int64_t key_panel = panel_size<E>(d), value_panel = panel_size<E>(value_rows<S>(n));
+  const float scale = task.scale * 1.4426950408889634f;
+  const int64_t first = (start + row) * stride + head * d;
+  for (int64_t i = 0; i < rows; ++i) {
+    copy_row(static_cast<const S*>(task.q) + first + i * stride, d, at.query_stride, queries + i * at.query_stride);
+    maxima[i] = -__builtin_inff();
+    totals[i] = 0;
+  }
+  for (int64_t key = 0; key < n; key += kKeyBlock) {
+    int64_t count = smaller(kKeyBlock, n - key), width = padded(count, kPanel);
+    product(rows, queries, at.query_stride, keys + key / kPanel * key_panel, key_panel, d, width / kPanel, scores,
+            kKeyBlock, false);
+    for (int64_t i = 0; i < rows; ++i) {
+      float shrink =
+          soften(scores + i * kKeyBlock, count, width, scale, maxima[i], totals[i], weights + i * kKeyBlock);
+      if (key && shrink != 1.0f)
+        for (int64_t j = 0; j < at.out_stride; j += kLanes)
+          store(sums + i * at.out_stride + j, load(sums + i * at.out_stride + j) * shrink);
+    }
+    product(rows, weights, kKeyBlock, values + key * kPanel, value_panel, width, at.out_stride / kPanel, sums,
+            at.out_stride, key > 0);
+  }
+  S* out = static_cast<S*>(task.out) + first;
+  for (int64_t i = 0; i < rows; ++i) {
+    float part = 1.0f / totals[i];
+    for (int64_t j = 0; j < d; j += kLanes) {
+      int64_t some = smaller(kLanes, d - j);
+      store_some(out + i * stride + j, load(sums + i * at.out_stride + j) * part, some);
+    }
+  }
+}

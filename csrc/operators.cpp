@@ -1,0 +1,251 @@
+// The binding: checks tensors, cuts the work into items, hands items to torch's own threads.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace infoprune {
+namespace {
+
+using at::Tensor;
+
+const Kernels& kernels(const std::string& isa) {
+  const Kernels* found[4];
+  int count = available_kernels(found);
+  for (int i = 0; i < count; ++i)
+    if (isa == found[i]->name) return *found[i];
+  TORCH_CHECK(false, "infoprune_cpu: this machine has no instruction set '", isa, "'");
+}
+
+std::vector<std::string> instruction_sets() {
+  const Kernels* found[4];
+  int count = available_kernels(found);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(found[i]->name);
+  return names;
+}
+
+Dtype dtype_of(const Tensor& x) {
+  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+              "infoprune_cpu: tensors must be float32 or bfloat16, not ", x.scalar_type());
+  return x.scalar_type() == at::kFloat ? Dtype::f32 : Dtype::bf16;
+}
+
+// A dense tensor of these sizes in the activations' dtype; its data.
+void* data(const char* name, const Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == dtype && x.sizes() == sizes && x.is_contiguous(),
+              "infoprune_cpu: ", name, " must be a contiguous ", dtype, " tensor of shape ", sizes,
+              " on the CPU, not ", x.scalar_type(), " of shape ", x.sizes());
+  return x.data_ptr();
+}
+
+void* optional_data(const char* name, const std::optional<Tensor>& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+  return x.has_value() ? data(name, *x, sizes, dtype) : nullptr;
+}
+
+// Every item once, by whichever thread is free; each thread has working memory of its own.
+template <class Work>
+void run_items(int64_t items, int64_t bytes, const Work& work) {
+  const int64_t threads = std::min<int64_t>(at::get_num_threads(), items);
+  if (!threads) return;
+  const int64_t each = padded(bytes, 4096) + 64;  // neighbours never share a line, nor all their cache sets
+  Tensor memory = at::empty({threads * each}, at::kByte);
+  char* base = static_cast<char*>(memory.data_ptr());
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread)
+      for (int64_t item = next++; item < items; item = next++) work(item, base + thread * each);
+  });
+}
+
+// Rows of `total` per item: at most `most`, and few enough for all threads to have some.
+int64_t rows_per_item(int64_t total, int64_t most) {
+  const int64_t blocks = std::max((total + most - 1) / most, std::min<int64_t>(at::get_num_threads(), total));
+  return blocks ? (total + blocks - 1) / blocks : 0;
+}
+
+template <class Work>
+void run_rows(int64_t total, int64_t bytes, const Work& work) {
+  const int64_t rows = rows_per_item(total, kRowBlock);
+  run_items(rows ? (total + rows - 1) / rows : 0, bytes, [&](int64_t item, void* scratch) {
+    work(item * rows, std::min(rows, total - item * rows), scratch);
+  });
+}
+
+// weight (parts * n x k) -> one packed matrix per part, as bytes.
+Tensor pack(const Tensor& weight, int64_t parts, const std::string& isa) {
+  const Kernels& use = kernels(isa);
+  const Dtype dtype = dtype_of(weight);
+  TORCH_CHECK(weight.dim() == 2 && parts > 0 && weight.size(0) % parts == 0,
+              "infoprune_cpu: weight must be a matrix whose rows divide into ", parts, " parts");
+  const int64_t n = weight.size(0) / parts, k = weight.size(1), bytes = use.packed_bytes(dtype, k, n);
+  const char* from = static_cast<const char*>(data("weight", weight, weight.sizes(), weight.scalar_type()));
+  Tensor packed = at::empty({parts * bytes}, at::kByte);
+  char* to = static_cast<char*>(packed.data_ptr());
+  for (int64_t part = 0; part < parts; ++part)
+    use.pack(dtype, from + part * n * k * weight.element_size(), k, n, to + part * bytes);
+  return packed;
+}
+
+const void* packed_data(const char* name, const Tensor& packed, int64_t bytes) {
+  return data(name, packed, {bytes}, at::kByte);
+}
+
+Norm norm_of(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
+  const int64_t width = x.size(1);
+  return {data("norm_weight", weight, {width}, x.scalar_type()), data("norm_bias", bias, {width}, x.scalar_type()),
+          width, static_cast<float>(eps)};
+}
+
+void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
+                   const Tensor& packed, const Tensor& bias, const std::optional<Tensor>& cos,
+                   const std::optional<Tensor>& sin, Tensor q, Tensor k, Tensor v, const std::string& isa) {
+  const Kernels& use = kernels(isa);
+  const Dtype dtype = dtype_of(x);
+  const auto kind = x.scalar_type();
+  TORCH_CHECK(x.dim() == 2 && q.dim() == 3 && cos.has_value() == sin.has_value(),
+              "infoprune_cpu: x must have two dimensions and q three; cos and sin go together");
+  const int64_t rows = x.size(0), heads = q.size(1), d = q.size(2);
+  TORCH_CHECK(!cos.has_value() || d % 2 == 0, "infoprune_cpu: rotary positions need an even head_dim, not ", d);
+  NormQkvRope task{data("x", x, x.sizes(), kind),
+                   norm_of(x, norm_weight, norm_bias, eps),
+                   packed_data("packed", packed, 3 * heads * use.packed_bytes(dtype, x.size(1), d)),
+                   data("bias", bias, {3 * heads * d}, kind),
+                   static_cast<const float*>(optional_data("cos", cos, {rows, d}, at::kFloat)),
+                   static_cast<const float*>(optional_data("sin", sin, {rows, d}, at::kFloat)),
+                   data("q", q, {rows, heads, d}, kind),
+                   data("k", k, {rows, heads, d}, kind),
+                   data("v", v, {rows, heads, d}, kind),
+                   heads,
+                   d};
+  run_rows(rows, use.norm_qkv_rope_scratch(dtype, task),
+           [&](int64_t row, int64_t count, void* scratch) { use.norm_qkv_rope(dtype, task, row, count, scratch); });
+}
+
+struct AttentionItem {
+  int64_t start, length, head, row, rows;
+  const char* packed;
+};
+
+void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, double scale,
+               const std::string& isa) {
+  const Kernels& use = kernels(isa);
+  const Dtype dtype = dtype_of(q);
+  const auto kind = q.scalar_type();
+  TORCH_CHECK(q.dim() == 3 && cu_seqlens.dim() == 1, "infoprune_cpu: q must have three dimensions, cu_seqlens one");
+  const int64_t heads = q.size(1), d = q.size(2), sequences = cu_seqlens.size(0) - 1;
+  Attention task{data("q", q, q.sizes(), kind), data("k", k, q.sizes(), kind), data("v", v, q.sizes(), kind),
+                 data("q", q, q.sizes(), kind), heads, d, static_cast<float>(scale)};
+  const auto* bounds = static_cast<const int64_t*>(data("cu_seqlens", cu_seqlens, {sequences + 1}, at::kLong));
+  TORCH_CHECK(sequences >= 1 && bounds[0] == 0 && bounds[sequences] == q.size(0),
+              "infoprune_cpu: cu_seqlens must go from 0 to the number of rows");
+  // Packed keys of every (sequence, head), one behind the other.
+  std::vector<AttentionItem> packs, blocks;
+  int64_t bytes = 0;
+  for (int64_t s = 0; s < sequences; ++s) {
+    const int64_t length = bounds[s + 1] - bounds[s];
+    TORCH_CHECK(length >= 0, "infoprune_cpu: cu_seqlens must not fall");
+    for (int64_t head = 0; length && head < heads; ++head) {
+      packs.push_back({bounds[s], length, head, bytes, 0, nullptr});  // row: where its packed keys begin
+      bytes += padded(use.packed_keys_bytes(dtype, length, d), 64);
+    }
+  }
+  Tensor packed = at::empty({bytes}, at::kByte);
+  char* base = static_cast<char*>(packed.data_ptr());
+  run_items(static_cast<int64_t>(packs.size()), 0, [&](int64_t item, void*) {
+    const AttentionItem& pack = packs[item];
+    use.pack_keys(dtype, task, pack.start, pack.length, pack.head, base + pack.row);
+  });
+  for (const AttentionItem& pack : packs) {
+    const int64_t count = (pack.length + kQueryBlock - 1) / kQueryBlock, rows = (pack.length + count - 1) / count;
+    for (int64_t row = 0; row < pack.length; row += rows)
+      blocks.push_back({pack.start, pack.length, pack.head, row, std::min(rows, pack.length - row), base + pack.row});
+  }
+  // The longest sequences first, so that no thread is left alone with one at the end.
+  std::stable_sort(blocks.begin(), blocks.end(),
+                   [](const AttentionItem& a, const AttentionItem& b) { return a.length > b.length; });
+  run_items(static_cast<int64_t>(blocks.size()), use.attention_scratch(dtype, task), [&](int64_t i, void* scratch) {
+    const AttentionItem& item = blocks[i];
+    use.attention(dtype, task, item.start, item.length, item.head, item.row, item.rows, item.packed, scratch);
+  });
+}
+
+void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual,
+                     const std::string& isa) {
+  const Kernels& use = kernels(isa);
+  const Dtype dtype = dtype_of(x);
+  const auto kind = x.scalar_type();
+  TORCH_CHECK(x.dim() == 2 && residual.dim() == 2, "infoprune_cpu: x and residual must have two dimensions");
+  const int64_t rows = x.size(0), k = x.size(1), n = residual.size(1);
+  void* out = data("residual", residual, {rows, n}, kind);
+  LinearResidual task{data("x", x, x.sizes(), kind),
+                      {packed_data("packed", packed, use.packed_bytes(dtype, k, n)), data("bias", bias, {n}, kind), k, n},
+                      out,
+                      out};
+  run_rows(rows, use.linear_residual_scratch(dtype, task),
+           [&](int64_t row, int64_t count, void* scratch) { use.linear_residual(dtype, task, row, count, scratch); });
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "none") return Activation::none;
+  if (name == "quick_gelu") return Activation::quick_gelu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
+  if (name == "silu") return Activation::silu;
+  TORCH_CHECK(false, "infoprune_cpu: unknown activation '", name, "'");
+}
+
+void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
+         const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
+         const std::optional<Tensor>& second_bias, const std::string& activation, const std::string& isa) {
+  const Kernels& use = kernels(isa);
+  const Dtype dtype = dtype_of(x);
+  const auto kind = x.scalar_type();
+  TORCH_CHECK(x.dim() == 2 && hidden > 0, "infoprune_cpu: x must have two dimensions, and some hidden width");
+  const int64_t d = x.size(1);
+  TORCH_CHECK(second.has_value() || hidden == d, "infoprune_cpu: a single matrix must keep the width");
+  Ffn task{data("x", x, x.sizes(), kind),
+           norm_of(x, norm_weight, norm_bias, eps),
+           {packed_data("first", first, use.packed_bytes(dtype, d, hidden)),
+            optional_data("first_bias", first_bias, {hidden}, kind), d, hidden},
+           {second.has_value() ? packed_data("second", *second, use.packed_bytes(dtype, hidden, d)) : nullptr,
+            optional_data("second_bias", second_bias, {d}, kind), hidden, d},
+           activation_of(activation),
+           data("x", x, x.sizes(), kind)};
+  run_rows(x.size(0), use.ffn_scratch(dtype, task),
+           [&](int64_t row, int64_t count, void* scratch) { use.ffn(dtype, task, row, count, scratch); });
+}
+
+}  // namespace
+
+// What has an underscore works in place: attention leaves its result in q, the others in the residual stream.
+TORCH_LIBRARY(infoprune_cpu, m) {
+  m.def("instruction_sets() -> str[]", instruction_sets);
+  m.def("pack(Tensor weight, int parts, str isa) -> Tensor");
+  m.def(
+      "norm_qkv_rope_(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor packed, Tensor bias, "
+      "Tensor? cos, Tensor? sin, Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, str isa) -> ()");
+  m.def("attention_(Tensor(a!) q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, str isa) -> ()");
+  m.def("linear_residual_(Tensor x, Tensor packed, Tensor bias, Tensor(a!) residual, str isa) -> ()");
+  m.def(
+      "ffn_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor first, Tensor? first_bias, "
+      "int hidden, Tensor? second, Tensor? second_bias, str activation, str isa) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(infoprune_cpu, CPU, m) {
+  m.impl("pack", pack);
+  m.impl("norm_qkv_rope_", norm_qkv_rope);
+  m.impl("attention_", attention);
+  m.impl("linear_residual_", linear_residual);
+  m.impl("ffn_", ffn);
+}
+
+}  // namespace infoprune

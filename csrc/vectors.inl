@@ -1,0 +1,113 @@
+// Vectors of the instruction set that includes this file: INFOPRUNE_LANES floats. GNU vector extensions let one source
+// serve every set; only the bfloat16 dot product needs an intrinsic.
+
+typedef float Floats __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * INFOPRUNE_LANES), aligned(2)));
+
+constexpr int64_t kLanes = INFOPRUNE_LANES;
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Floats splat(float value) { return value - Floats{}; }
+INLINE Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+INLINE void store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = value; }
+INLINE Floats load(const bfloat16* from) {
+  Words words = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Words);
+  return reinterpret_cast<Floats>(words << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+INLINE void store(bfloat16* to, Floats value) {
+#if defined(INFOPRUNE_BF16_DOT)
+  __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+  __builtin_memcpy(to, &halves, sizeof(halves));
+#else
+  Words bits = reinterpret_cast<Words>(value);
+  Words nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  Words quiet = (bits >> 16) | 0x40;
+  Words ordered = reinterpret_cast<Words>(value == value);
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector((nearest & ordered) | (quiet & ~ordered), Halves);
+#endif
+}
+
+INLINE float to_float(float value) { return value; }
+INLINE float to_float(bfloat16 value) {
+  uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  __builtin_memcpy(&wide, &bits, 4);
+  return wide;
+}
+
+INLINE bfloat16 rounded(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  if (value != value) return {static_cast<uint16_t>((bits >> 16) | 0x40)};
+  return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+template <class To>
+INLINE To from_float(float value) {
+  if constexpr (sizeof(To) == 4) return value;
+  else return rounded(value);
+}
+
+// The first `count` (at most kLanes) values, zero beyond.
+template <class T>
+INLINE Floats load_some(const T* from, int64_t count) {
+  if (count == kLanes) return load(from);
+  float lanes[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = to_float(from[i]);
+  return load(lanes);
+}
+template <class T>
+INLINE void store_some(T* to, Floats value, int64_t count) {
+  if (count == kLanes) return store(to, value);
+  T lanes[kLanes];
+  store(lanes, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+}
+
+INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE float sum(Floats v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+INLINE float maximum(Floats v) {
+  float most = v[0];
+  for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
+// 2^x for x <= 127: below -126 it is 2^-126, small enough to be nothing beside a softmax's 1. NaN stays NaN.
+// 2^f on [-1/2, 1/2] by its Taylor series in f ln 2, to float32's precision.
+INLINE Floats exp2(Floats x) {
+  x = x < -126.0f ? splat(-126.0f) : x;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  Floats whole = (x + magic) - magic;
+  Floats f = x - whole;
+  Floats p = splat(1.5252733804059840e-5f);
+  p = p * f + 1.5403530393381609e-4f;
+  p = p * f + 1.3333558146428443e-3f;
+  p = p * f + 9.6181291076284772e-3f;
+  p = p * f + 5.5504108664821580e-2f;
+  p = p * f + 2.4022650695910071e-1f;
+  p = p * f + 6.9314718055994531e-1f;
+  p = p * f + 1.0f;
+  Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+  return p * reinterpret_cast<Floats>(power);
+}
+
+// 1 / (1 + e^-x).
+INLINE Floats sigmoid(Floats x) {
+  Floats y = x * -1.4426950408889634f;
+  y = y > 126.0f ? splat(126.0f) : y;
+  return 1.0f / (1.0f + exp2(y));
+}

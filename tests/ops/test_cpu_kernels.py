@@ -1,0 +1,248 @@
+"""The C++ kernels, on every instruction set of this machine, against the operators' definitions in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operator_cases import (
+    CASES,
+    DEFINITIONS,
+    OPS,
+    attention_case,
+    cast,
+    dense_case,
+    linear_case,
+    lowrank_case,
+    qkv_case,
+)
+from torch import Tensor
+
+from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.cpu_library import isa, load_library
+
+load_library()
+CPU = torch.ops.infoprune_cpu
+SETS = CPU.instruction_sets()
+DTYPES = (torch.float32, torch.bfloat16)
+
+TOWER_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = CASES | {
+    f"qkv-{dim}": ("norm_qkv_rope", lambda dim=dim: qkv_case(61, 96, 3, dim, rope=True))
+    for dim in (32, 64, 72, 80, 88, 96, 128)
+}
+TOWER_CASES |= {
+    f"attention-{dim}": ("attention", lambda dim=dim: attention_case([130, 1, 0, 259], 3, dim))
+    for dim in (32, 64, 72, 80, 88, 96, 128)
+}
+TOWER_CASES |= {
+    "qkv-7b": ("norm_qkv_rope", lambda: qkv_case(67, 1280, 5, 80, rope=True)),
+    "linear-7b": ("linear_residual", lambda: linear_case(67, 400, 1280)),
+    "lowrank-7b": ("ffn_lowrank", lambda: lowrank_case(67, 1280, 128)),
+    "merged-7b": ("ffn_lowrank", lambda: lowrank_case(67, 1280, None)),
+    "dense-7b": ("ffn_dense", lambda: dense_case(67, 1280, 5120, "quick_gelu")),
+}
+
+
+def poisoned(x: Tensor, *sizes: int) -> Tensor:
+    return torch.full(sizes, torch.nan, dtype=x.dtype)
+
+
+def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
+    """The C++ kernel on the plain operator's arguments."""
+    if name == "norm_qkv_rope":
+        x, nw, nb, eps, weight, bias, cos, sin, heads, dim = args
+        if cos is not None:
+            cos, sin = cos.float(), sin.float()
+        q, k, v = (poisoned(x, len(x), heads, dim) for _ in range(3))
+        CPU.norm_qkv_rope_(x, nw, nb, eps, CPU.pack(weight, 3 * heads, isa), bias, cos, sin, q, k, v, isa)
+        return q, k, v
+    if name == "attention":
+        q, k, v, bounds, scale = args
+        out = q.clone()
+        CPU.attention_(out, k, v, bounds, scale, isa)
+        return (out.flatten(1),)
+    if name == "linear_residual":
+        x, weight, bias, residual = args
+        out = residual.clone()
+        CPU.linear_residual_(x, CPU.pack(weight, 1, isa), bias, out, isa)
+        return (out,)
+    out = args[0].clone()
+    norm = args[1:4]
+    if name == "ffn_lowrank":
+        down, up, bias = args[4:]
+        first = CPU.pack(down, 1, isa)
+        if up is None:
+            CPU.ffn_(out, *norm, first, bias, len(down), None, None, "none", isa)
+        else:
+            CPU.ffn_(out, *norm, first, None, len(down), CPU.pack(up, 1, isa), bias, "none", isa)
+        return (out,)
+    w1, b1, w2, b2, activation = args[4:]
+    CPU.ffn_(out, *norm, CPU.pack(w1, 1, isa), b1, len(w1), CPU.pack(w2, 1, isa), b2, activation, isa)
+    return (out,)
+
+
+def outputs(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def assert_close_to_definition(name: str, args: tuple[Any, ...], isa: str) -> None:
+    """No further from the float64 definition than twice what PyTorch's own operators are in this dtype."""
+    dtype = args[0].dtype
+    exact = outputs(DEFINITIONS[name](*cast(args, torch.float64)))
+    torch_made = outputs(getattr(OPS, name)(*args))
+    for mine, theirs, truth in zip(run(name, args, isa), torch_made, exact, strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == truth.shape
+        if truth.numel():
+            rounding = torch.finfo(dtype).eps * truth.abs().max()
+            assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", TOWER_CASES)
+def test_equals_the_definition(case: str, dtype: torch.dtype, isa: str) -> None:
+    name, make = TOWER_CASES[case]
+    args = cast(make(), dtype)
+    if name == "norm_qkv_rope" and args[6] is not None:  # tables are float32 in every dtype
+        args = (*args[:6], args[6].float(), args[7].float(), *args[8:])
+    assert_close_to_definition(name, args, isa)
+
+
+@settings(max_examples=25)
+@given(
+    lengths=st.lists(st.integers(0, 140), min_size=1, max_size=5).filter(any),
+    heads=st.integers(1, 5),
+    head_dim=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    isa=st.sampled_from(SETS),
+)
+def test_attention_of_any_pack(lengths: list[int], heads: int, head_dim: int, dtype: torch.dtype, isa: str) -> None:
+    assert_close_to_definition("attention", cast(attention_case(lengths, heads, head_dim), dtype), isa)
+
+
+@settings(max_examples=25)
+@given(
+    tokens=st.integers(1, 130),
+    width=st.integers(1, 90),
+    hidden=st.integers(1, 90),
+    dtype=st.sampled_from(DTYPES),
+    isa=st.sampled_from(SETS),
+)
+def test_ffn_of_any_size(tokens: int, width: int, hidden: int, dtype: torch.dtype, isa: str) -> None:
+    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(tokens, width, hidden), dtype), isa)
+    assert_close_to_definition("ffn_dense", cast(dense_case(tokens, width, hidden, "silu"), dtype), isa)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_one_image_does_not_see_another(isa: str) -> None:
+    q, k, v, bounds, scale = cast(attention_case([40, 50], 2, 16), torch.bfloat16)
+    first = q.clone()
+    CPU.attention_(first, k, v, bounds, scale, isa)
+    k[40:], v[40:] = torch.nan, torch.nan
+    second = q.clone()
+    CPU.attention_(second, k, v, bounds, scale, isa)
+    assert torch.equal(first[:40], second[:40])
+    assert second[40:].isnan().all()
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_and_infinity_come_through(dtype: torch.dtype, isa: str) -> None:
+    x, weight, bias, residual = cast(linear_case(5, 8, 20), dtype)
+    x[1, 3], x[2, 5], residual[4, 0] = torch.nan, torch.inf, -torch.inf
+    (mine,) = run("linear_residual", (x, weight, bias, residual), isa)
+    theirs = OPS.linear_residual(x, weight, bias, residual)
+    assert torch.equal(mine.isnan(), theirs.isnan())
+    assert torch.equal(mine.isinf(), theirs.isinf())
+    q, k, v, *rest = cast(attention_case([30], 1, 8), dtype)
+    q[3] = torch.nan
+    (attended,) = run("attention", (q, k, v, *rest), isa)
+    assert attended[3].isnan().all()
+    assert attended[:3].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    args = cast(attention_case([130, 61], 3, 24), torch.bfloat16)
+    before = torch.get_num_threads()
+    expected = run("attention", args, SETS[0])
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(run("attention", args, SETS[0])[0], expected[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_python_threads_at_once() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    args = cast(attention_case([200], 2, 32), torch.float32)
+    expected = run("attention", args, SETS[0])[0]
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: run("attention", args, SETS[0])[0], range(20)):
+            assert torch.equal(found, expected)
+
+
+def test_nothing_packed_is_nothing() -> None:
+    empty = torch.empty(0, 3, 8)
+    CPU.attention_(empty, empty.clone(), empty.clone(), torch.tensor([0, 0]), 0.3, SETS[0])
+    x = torch.empty(0, 6)
+    CPU.ffn_(
+        x,
+        torch.ones(6),
+        torch.ones(6),
+        1e-6,
+        CPU.pack(torch.ones(6, 6), 1, SETS[0]),
+        None,
+        6,
+        None,
+        None,
+        "none",
+        SETS[0],
+    )
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    q, k, v, bounds, scale = cast(attention_case([5, 4], 2, 8), torch.float32)
+    best = SETS[0]
+    with pytest.raises(RuntimeError, match="from 0 to the number of rows"):
+        CPU.attention_(q, k, v, torch.tensor([0, 8]), scale, best)
+    with pytest.raises(RuntimeError, match="must not fall"):
+        CPU.attention_(q, k, v, torch.tensor([0, 12, 9]), scale, best)
+    with pytest.raises(RuntimeError, match="k must be a contiguous Float tensor"):
+        CPU.attention_(q, k[:4], v, bounds, scale, best)
+    with pytest.raises(RuntimeError, match="k must be a contiguous"):
+        CPU.attention_(q, k.transpose(0, 1).contiguous().transpose(0, 1), v, bounds, scale, best)
+    with pytest.raises(RuntimeError, match="float32 or bfloat16"):
+        CPU.attention_(q.half(), k.half(), v.half(), bounds, scale, best)
+    with pytest.raises(RuntimeError, match="no instruction set 'abacus'"):
+        CPU.attention_(q, k, v, bounds, scale, "abacus")
+    x, weight, bias, residual = cast(linear_case(3, 4, 6), torch.float32)
+    with pytest.raises(RuntimeError, match="packed must be"):
+        CPU.linear_residual_(x, CPU.pack(weight[:, :3].contiguous(), 1, best), bias, residual, "portable")
+
+
+def test_the_instruction_set_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFOPRUNE_CPU_ISA", "portable")
+    assert isa() == "portable"
+    monkeypatch.setenv("INFOPRUNE_CPU_ISA", "abacus")
+    with pytest.raises(InfopruneError, match=r"'abacus', but this machine has .*portable"):
+        isa()
+
+
+@pytest.mark.parametrize(("variable", "told"), [("CXX", "no C\\+\\+ compiler"), ("PATH", "no C\\+\\+ compiler")])
+def test_a_machine_without_a_compiler_is_told(variable: str, told: str, tmp_path: Any) -> None:
+    code = "from infoprune_rt.ops.cpu_library import load_library\nload_library()"
+    environment = {**os.environ, "INFOPRUNE_CACHE": str(tmp_path), variable: "/nowhere/at-all"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode
+    assert "install g++" in found.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
