@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 from __future__ import annotations
 
@@ -8,3 +8,7 @@ class InfopruneError(ValueError):
 
     The command line prints the sentence alone and exits with status 2.
     """
+
+
+class EmptyBatchError(InfopruneError):
+    """Nothing is left of a batch, because all its images were corrupt and skipped; a larger batch may still do."""

@@ -42,6 +42,22 @@ def learn_heads(
     ks: Annotated[KS, typer.Option(help="Reading of the KS distance.")] = KS.spectral,
     gate: Annotated[Gate, typer.Option(help="What zeta is made of.")] = Gate.sigmoid,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the data.")] = 0,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Questions differentiated at a time, all of a step's by default; fewer need less memory and give the "
+            "same gradient up to rounding. A run may resume with another number.",
+        ),
+    ] = None,
+    checkpoint_activations: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-activations",
+            help="Compute each layer's activations again in the backward pass instead of keeping them: far less "
+            "memory, about a third more time, the same gradient.",
+        ),
+    ] = False,
     on_corrupt: OnCorruptOption = OnCorrupt.refuse,
     as_json: JsonOption = False,
 ) -> None:
@@ -68,6 +84,8 @@ def learn_heads(
         ks=ks.value,
         gate=gate.value,
         seed=seed,
+        micro_batch=micro_batch,
+        checkpoint_activations=checkpoint_activations,
     )
     dataset = read_datasets(data, images, annotations)
     accelerator = Accelerator()

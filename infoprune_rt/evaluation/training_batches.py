@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.processing_utils import ProcessorMixin
 
-from infoprune_rt.errors import InfopruneError
+from infoprune_rt.errors import EmptyBatchError, InfopruneError
 from infoprune_rt.evaluation.dataset import VQADataset
 from infoprune_rt.evaluation.encoding import encode_prompts
 from infoprune_rt.evaluation.images import ImageSource, OnCorrupt
@@ -51,7 +51,7 @@ class VQABatches:
         examples = [example for example, image in read if image is not None]
         images = [image for _, image in read if image is not None]
         if not images:
-            raise InfopruneError(f"every image of a batch is corrupt, first {read[0][0].image_path}; check the images")
+            raise EmptyBatchError(f"every image of a batch is corrupt, first {read[0][0].image_path}; check the images")
         prompts = [prompt_for(self.processor, example) for example in examples]
         encoded = encode_prompts(self.processor, prompts, images, range(len(images)))
         answers = [self._answer_ids(example.majority_answer) for example in examples]

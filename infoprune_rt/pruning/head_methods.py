@@ -32,7 +32,8 @@ def score_heads(
 ) -> HeadScores:
     """Score every head by ``method`` and write ``head-scores.json`` into ``out_dir``, whatever the method.
 
-    "zeta" trains (``train_heads``); "michel" takes steps, batch_size and seed from ``settings``, "random" the seed;
+    "zeta" trains (``train_heads``); "michel" takes steps, batch_size, seed, micro_batch and checkpoint_activations from
+    ``settings``, "random" the seed;
     each process computes a control whole, and the main one writes it.
     """
     if method == "zeta":
@@ -51,8 +52,8 @@ def _control(
     settings: HeadTrainingSettings,
 ) -> HeadScores:
     if method == "michel":
-        s = settings
-        return michel_scores(model, adapter, batches, steps=s.steps, batch_size=s.batch_size, seed=s.seed)
+        names = ("steps", "batch_size", "seed", "micro_batch", "checkpoint_activations")
+        return michel_scores(model, adapter, batches, **{name: getattr(settings, name) for name in names})
     if method == "magnitude":
         return magnitude_scores(model, adapter)
     if method == "random":

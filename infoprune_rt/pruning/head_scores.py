@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import write_text
-from infoprune_rt.pruning.head_gates import TowerHeads, gate_heads
-from infoprune_rt.pruning.task_loss import TrainingBatches, batch_indices, frozen, task_loss, to_device
+from infoprune_rt.pruning.activation_checkpoints import checkpointed_layers
+from infoprune_rt.pruning.gate_gradient import collate_parts, gate_gradient
+from infoprune_rt.pruning.head_gates import TowerHeads
+from infoprune_rt.pruning.task_loss import TrainingBatches, batch_indices, frozen
 from infoprune_rt.towers.base import TowerAdapter, TowerShape
 
 SCORES_FORMAT = 1
@@ -115,22 +117,29 @@ def magnitude_scores(model: nn.Module, adapter: TowerAdapter) -> HeadScores:
 
 
 def michel_scores(
-    model: nn.Module, adapter: TowerAdapter, batches: TrainingBatches, *, steps: int, batch_size: int, seed: int
+    model: nn.Module,
+    adapter: TowerAdapter,
+    batches: TrainingBatches,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    micro_batch: int | None = None,
+    checkpoint_activations: bool = False,
 ) -> HeadScores:
     """|d task loss / d gate| at open gates, summed over ``steps`` batches, each block scaled to L2 norm 1.
 
-    Michel, Levy & Neubig 2019. A block whose heads all have zero gradient scores zero.
+    Michel, Levy & Neubig 2019. A block whose heads all have zero gradient scores zero. The last two arguments save
+    memory, as in ``HeadTrainingSettings``.
     """
     heads = TowerHeads.of(model, adapter)
     device = next(model.parameters()).device
     total = torch.zeros(len(heads.blocks), heads.num_heads, dtype=torch.float64)
-    with frozen(model):
+    with frozen(model), checkpointed_layers(model, checkpoint_activations):
         for step in range(steps):
             items = batch_indices(len(batches), step * batch_size, batch_size, seed)
-            gates = torch.ones(total.shape, device=device, requires_grad=True)
-            with gate_heads(heads.blocks, gates, heads.head_dim):
-                loss = task_loss(model, to_device(batches.collate(items), device))
-                (gradient,) = torch.autograd.grad(loss, gates)
+            parts = collate_parts(batches, items, micro_batch)
+            _, gradient = gate_gradient(model, heads, torch.ones(total.shape, device=device), parts)
             if not gradient.isfinite().all():
                 raise InfopruneError(f"step {step}: the gate gradient is not finite on dataset items {items}")
             total += gradient.abs().double().cpu()

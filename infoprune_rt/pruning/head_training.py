@@ -6,6 +6,7 @@ matrices, measured once; a step needs images for the task loss only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -24,7 +25,9 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import make_directory
 from infoprune_rt.progress import progress_bars
 from infoprune_rt.pruning import head_checkpoint
-from infoprune_rt.pruning.head_gates import GATE_KINDS, GateKind, HeadGates, TowerHeads, gate_heads
+from infoprune_rt.pruning.activation_checkpoints import checkpointed_layers
+from infoprune_rt.pruning.gate_gradient import collate_parts, gate_gradient
+from infoprune_rt.pruning.head_gates import GATE_KINDS, GateKind, HeadGates, TowerHeads
 from infoprune_rt.pruning.head_gram import gram_device, stream_gram
 from infoprune_rt.pruning.head_log import HeadLog, plot
 from infoprune_rt.pruning.head_scores import HeadScores
@@ -35,7 +38,7 @@ from infoprune_rt.pruning.information import (
     ks_spectral,
     singular_values_from_gram,
 )
-from infoprune_rt.pruning.task_loss import TrainingBatches, batch_indices, frozen, task_loss, to_device
+from infoprune_rt.pruning.task_loss import TrainingBatches, batch_indices, frozen
 from infoprune_rt.towers.base import TowerAdapter
 
 CHECKPOINT, GRAM, LOG, SCORES, PICTURE = (
@@ -45,6 +48,7 @@ CHECKPOINT, GRAM, LOG, SCORES, PICTURE = (
     "head-scores.json",
     "zeta.png",
 )
+_MEMORY_SETTINGS = ("micro_batch", "checkpoint_activations")  # how a step is computed, not what it is
 _GRAM_STREAM, _NOISE_STREAM = 1, 2  # random streams apart from the data order's
 
 
@@ -53,7 +57,11 @@ class HeadTrainingSettings:
     """steps: optimiser steps. batch_size: items per process and step. beta, gamma, mu: weights of L_eRank, L_KS and
     the budget term. ks: which reading of the KS distance; tau: width of the empirical one, in dense mean singular
     values. gram_images: dataset items whose images give the Gram matrices. epoch_steps: steps in one line of the log;
-    None: a pass over the data, but at most a twentieth of the run."""
+    None: a pass over the data, but at most a twentieth of the run.
+
+    micro_batch: items differentiated at a time; None: all of a step's. checkpoint_activations: layers compute their
+    activations again in backward instead of keeping them. Both save memory and change a step by rounding alone, so
+    that a run which ran out of memory may resume with others."""
 
     steps: int = 200
     batch_size: int = 32
@@ -69,6 +77,8 @@ class HeadTrainingSettings:
     gram_images: int = 256
     checkpoint_every: int = 20
     epoch_steps: int | None = None
+    micro_batch: int | None = None
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "gram_images", "checkpoint_every"):
@@ -80,6 +90,10 @@ class HeadTrainingSettings:
         for name in ("lr", "tau"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InfopruneError(f"head training: {name} must be positive, not {getattr(self, name)}")
+        if not math.isfinite(self.init_logit):
+            raise InfopruneError(f"head training: init_logit must be a finite number, not {self.init_logit}")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InfopruneError(f"head training: micro_batch must be at least 1, not {self.micro_batch}")
         if self.seed < 0 or (self.epoch_steps is not None and self.epoch_steps < 1):
             raise InfopruneError("head training: seed must be at least 0 and epoch_steps at least 1")
         if self.ks not in ("spectral", "empirical"):
@@ -115,7 +129,7 @@ def train_heads(
     if not placed:
         model.to(accelerator.device)
     try:
-        with frozen(model):
+        with frozen(model), checkpointed_layers(model, settings.checkpoint_activations):
             trainer = _Trainer(model, adapter, batches, settings, Path(out_dir), accelerator)
             trainer.prepare()
             trainer.train()
@@ -138,9 +152,9 @@ class _Trainer:
         self.model, self.adapter, self.batches = model, adapter, batches
         self.settings, self.out_dir, self.accelerator = settings, out_dir, accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        heads = TowerHeads.of(model, adapter)
-        self.blocks, self.head_dim = heads.blocks, heads.head_dim
-        self.gates = HeadGates(len(heads.blocks), heads.num_heads, init_logit=settings.init_logit, kind=settings.gate)
+        self.heads = TowerHeads.of(model, adapter)
+        size = (len(self.heads.blocks), self.heads.num_heads)
+        self.gates = HeadGates(*size, init_logit=settings.init_logit, kind=settings.gate)
         self.gates.to(accelerator.device)
         self.optimizer = torch.optim.Adam([self.gates.logits], lr=settings.lr)
         self.log = HeadLog(out_dir / LOG)
@@ -148,9 +162,9 @@ class _Trainer:
         # Each process differentiates the information terms of its own blocks only.
         self.own = slice(self.rank, None, self.world)
         self.identity = {
-            **asdict(settings),
+            **{name: value for name, value in asdict(settings).items() if name not in _MEMORY_SETTINGS},
             "architecture": adapter.architecture,
-            "fingerprint": head_checkpoint.fingerprint(self.blocks),
+            "fingerprint": head_checkpoint.fingerprint(self.heads.blocks),
             "items": len(batches),
             "data": batches.digest,
             "processes": self.world,
@@ -222,8 +236,8 @@ class _Trainer:
         epoch_steps = s.epoch_steps or max(1, min(len(self.batches) // (s.batch_size * self.world), s.steps // 20))
         with self._progress() as progress:
             bar = progress.add_task("learning ζ", total=s.steps, completed=self.step)
-            for items, features in self._batches():
-                losses, norms = self._step(items, features)
+            for items, parts in self._batches():
+                losses, norms = self._step(items, parts)
                 self.step += 1
                 last = self.step == s.steps
                 if self.accelerator.is_main_process:
@@ -234,29 +248,32 @@ class _Trainer:
                     self._checkpoint()
                 progress.update(bar, advance=1, description=f"learning ζ · task loss {losses['task']:.4f}")
 
-    def _batches(self) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """This process's items and features from the current step on; the next batch is made meanwhile."""
+    def _batches(self) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
+        """This process's items and their features from the current step on; the next batch is made meanwhile."""
         s = self.settings
 
         def items(step: int) -> list[int]:
             start = (step * self.world + self.rank) * s.batch_size
             return batch_indices(len(self.batches), start, s.batch_size, s.seed)
 
+        def parts(step: int) -> list[dict[str, Tensor]]:
+            return collate_parts(self.batches, items(step), s.micro_batch)
+
         with ThreadPoolExecutor(max_workers=1) as pool:
             steps = range(self.step, s.steps)
-            coming = [pool.submit(self.batches.collate, items(step)) for step in steps[:1]]
+            coming = [pool.submit(parts, step) for step in steps[:1]]
             for step in steps:
-                features = coming.pop().result()
+                ready = coming.pop().result()
                 if step + 1 < s.steps:
-                    coming.append(pool.submit(self.batches.collate, items(step + 1)))
-                yield items(step), features
+                    coming.append(pool.submit(parts, step + 1))
+                yield items(step), ready
 
-    def _step(self, items: list[int], features: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    def _step(self, items: list[int], parts: list[dict[str, Tensor]]) -> tuple[dict[str, float], dict[str, float]]:
         """One Adam step; returns each term's loss and gradient norm (unweighted)."""
         s = self.settings
         logits = self.gates.logits
         zeta = self.gates.zeta(self._noise())
-        value, slope = self._task(zeta, features)
+        value, slope = gate_gradient(self.model, self.heads, zeta, parts, self.accelerator.autocast)
         values, slopes = [value], [torch.autograd.grad(zeta, logits, slope, retain_graph=True)[0]]
         terms = self._terms(zeta)
         for term in terms.values():
@@ -272,23 +289,12 @@ class _Trainer:
         norms = mean_slopes.flatten(1).norm(dim=1)
         return dict(zip(names, mean_values.tolist(), strict=True)), dict(zip(names, norms.tolist(), strict=True))
 
-    def _task(self, zeta: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Task loss and its gradient with respect to zeta [L, H]; the model's graph is freed on the way."""
-        leaf = zeta.detach().requires_grad_()
-        inputs = to_device(features, self.accelerator.device)
-        # The hooks stay on during backward: checkpointed activations are computed again there.
-        with gate_heads(self.blocks, leaf, self.head_dim):
-            with self.accelerator.autocast():
-                loss = task_loss(self.model, inputs)
-            (slope,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), slope
-
     def _terms(self, zeta: Tensor) -> dict[str, Tensor]:
         """The wanted terms besides the task; the mean over processes of each is the term of the whole tower."""
         s = self.settings
         terms = {}
         if s.needs_gram:
-            gated = singular_values_from_gram(gated_gram(self.gram, zeta[self.own], self.head_dim))
+            gated = singular_values_from_gram(gated_gram(self.gram, zeta[self.own], self.heads.head_dim))
             share = self.world / len(zeta)
             if s.beta > 0:
                 terms["erank"] = share * erank_change(self.dense, gated).sum()

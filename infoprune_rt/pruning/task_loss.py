@@ -30,7 +30,10 @@ class TrainingBatches(Protocol):
     def __len__(self) -> int: ...
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Model inputs with ``labels`` [B, S], -100 where nothing is to be predicted."""
+        """Model inputs with ``labels`` [B, S], -100 where nothing is to be predicted.
+
+        Raises EmptyBatchError where none of these items can be used, though others could.
+        """
         ...
 
 
@@ -54,6 +57,11 @@ def task_loss(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(
         logits.flatten(0, 1).to(loss_dtype), wanted.flatten(), ignore_index=IGNORED_LABEL
     )
+
+
+def labelled_tokens(inputs: Mapping[str, Tensor]) -> int:
+    """How many tokens ``task_loss`` averages over."""
+    return int((inputs["labels"][:, 1:] != IGNORED_LABEL).sum())
 
 
 def batch_indices(num_items: int, start: int, count: int, seed: int) -> list[int]:

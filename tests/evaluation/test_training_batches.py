@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from small_vlm import build_dataset, build_llava, build_llava_processor, build_model, build_processor
 
-from infoprune_rt.errors import InfopruneError
+from infoprune_rt.errors import EmptyBatchError, InfopruneError
 from infoprune_rt.evaluation.dataset import VQADataset
 from infoprune_rt.evaluation.prompt import prompt_for
 from infoprune_rt.evaluation.training_batches import VQABatches
@@ -79,6 +79,17 @@ def test_majority_answer_is_learned(dataset):
     example = replace(dataset[0], answers=("red", "blue", "blue", "red", "blue"))
     labels = VQABatches(VQADataset([example]), processor).collate([0])["labels"][0]
     assert processor.tokenizer.decode(labels[labels != -100]).split() == ["blue", "<end>"]
+
+
+def test_a_batch_of_which_nothing_is_left_is_told_apart(dataset):
+    dataset[2].image_path.write_bytes(b"torn")
+    skipping = VQABatches(dataset, build_processor(), "skip")
+    with pytest.raises(EmptyBatchError, match="every image of a batch is corrupt"):
+        skipping.collate([2])
+    assert len(skipping.collate([2, 0])["labels"]) == 1
+    with pytest.raises(InfopruneError) as told:
+        VQABatches(dataset, build_processor()).collate([2])
+    assert not isinstance(told.value, EmptyBatchError)
 
 
 def test_refuses_a_tokenizer_that_cannot_end(dataset):

@@ -100,6 +100,9 @@ def test_michel_sums_absolute_gradients_and_finds_the_dead_head() -> None:
             (slope,) = torch.autograd.grad(task_loss(model, batches.collate(batch)), gates)
         by_hand += slope.abs()
     torch.testing.assert_close(scores, by_hand / by_hand.norm(dim=1, keepdim=True), rtol=1e-5, atol=1e-8)
+    saving = {"micro_batch": 2, "checkpoint_activations": True}
+    again = michel_scores(model, adapter, batches, steps=2, batch_size=3, seed=5, **saving).tensor()
+    torch.testing.assert_close(again, scores, rtol=1e-5, atol=1e-8)
     assert scores[1, 2] == 0
     assert (scores > 0).sum() == NUM_BLOCKS * NUM_HEADS - 1
 

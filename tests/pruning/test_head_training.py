@@ -180,6 +180,47 @@ def test_resume_continues_an_interrupted_run(tmp_path: Path, monkeypatch: pytest
     assert [line["step"] for line in log_of(tmp_path / "whole")] == [3, 6, 8]
 
 
+@pytest.mark.parametrize("gate", ["sigmoid", "hard_concrete"])
+def test_micro_batches_change_rounding_only_and_resume_bit_for_bit(tmp_path: Path, gate: str) -> None:
+    """Batches of 5 in parts of 2 and 3 and 1; a run that is cut and resumed with the same parts is the same run."""
+    changes = {"steps": 4, "batch_size": 5, "mu": 0.1, "gate": gate}
+    whole = train(tmp_path / "whole", **changes).tensor()
+    parts = {n: train(tmp_path / str(n), micro_batch=n, **changes).tensor() for n in (1, 2, 3)}
+    for found in parts.values():
+        torch.testing.assert_close(found, whole, atol=1e-4, rtol=0)
+    assert (whole - 0.95).abs().max() > 0.005  # fifty times the tolerance: they did train
+    interrupt(tmp_path / "cut", after_steps=3, micro_batch=2, **changes)
+    assert torch.equal(train(tmp_path / "cut", micro_batch=2, **changes).tensor(), parts[2])
+    assert log_of(tmp_path / "cut") == log_of(tmp_path / "2")
+
+
+def interrupt(out_dir: Path, after_steps: int, **changes: Any) -> None:
+    """Train until update ``after_steps`` is done, and stop there."""
+    real, calls = head_training._Trainer._step, 0
+
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after_steps:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_training._Trainer, "_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(out_dir, **changes)
+
+
+def test_a_run_that_needs_less_memory_may_resume_with_other_parts(tmp_path: Path) -> None:
+    changes = {"steps": 6, "batch_size": 5, "checkpoint_every": 2}
+    whole = train(tmp_path / "whole", **changes).tensor()
+    interrupt(tmp_path / "cut", after_steps=3, **changes)
+    saving = train(tmp_path / "cut", micro_batch=2, checkpoint_activations=True, **changes)
+    torch.testing.assert_close(saving.tensor(), whole, atol=1e-4, rtol=0)
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [2, 4, 6]
+    assert (saving.settings["micro_batch"], saving.settings["checkpoint_activations"]) == (2, True)
+
+
 def test_runs_killed_with_9_end_with_the_same_zeta(tmp_path: Path) -> None:
     settings = {**SHORT, "steps": 9, "checkpoint_every": 4, "mu": 0.1}
     # A run flushes the Gram matrices, five lines of the log, three checkpoints and the scores.
@@ -298,6 +339,8 @@ def test_an_empty_data_set_is_told(tmp_path: Path) -> None:
         {"gate": "other"},
         {"seed": -1},
         {"epoch_steps": 0},
+        {"init_logit": float("inf")},
+        {"micro_batch": 0},
     ],
 )
 def test_settings_that_cannot_be_are_told(wrong: dict[str, Any]) -> None:
