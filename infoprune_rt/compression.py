@@ -39,6 +39,7 @@ def make_plan(
     masks: Tensor | None = None,
     ffn: FFNPlan | None = None,
     dense_blocks: Collection[int] = (),
+    used_blocks: int | None = None,
     refit: bool = True,
     sequential: bool = True,
     method: dict[str, Any] | None = None,
@@ -47,6 +48,8 @@ def make_plan(
     """A plan that treats all blocks alike, except that the FFNs of ``dense_blocks`` stay.
 
     masks: [L, H] bool, True where a head stays; None keeps all. ffn: None keeps all FFNs dense.
+    used_blocks: those behind stay as they are, since nothing tells what they would have to preserve
+    (``TowerAdapter.used_blocks``).
     """
     if masks is not None and masks.shape != (shape.num_blocks, shape.num_heads):
         raise InfopruneError(
@@ -56,9 +59,11 @@ def make_plan(
     for index in dense_blocks:
         if not 0 <= index < shape.num_blocks:
             raise InfopruneError(f"there is no block {index} to keep dense; blocks are 0..{shape.num_blocks - 1}")
+    used = shape.num_blocks if used_blocks is None else used_blocks
     every = tuple(range(shape.num_heads))
     heads = kept_heads(masks) if masks is not None else (every,) * shape.num_blocks
-    forms = [FFNPlan() if ffn is None or i in dense_blocks else ffn for i in range(shape.num_blocks)]
+    heads = heads[:used] + (every,) * (shape.num_blocks - used)
+    forms = [FFNPlan() if ffn is None or i in dense_blocks or i >= used else ffn for i in range(shape.num_blocks)]
     blocks = tuple(BlockPlan(kept, form) for kept, form in zip(heads, forms, strict=True))
     return Plan(architecture, shape, blocks, refit, sequential, method or {}, provenance or {})
 

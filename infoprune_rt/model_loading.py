@@ -48,6 +48,11 @@ class Source:
         return self.adapter.architecture
 
     @property
+    def used_blocks(self) -> int:
+        """How many blocks, from the front, the model reads from."""
+        return self.adapter.used_blocks(self.config)
+
+    @property
     def shape(self) -> TowerShape:
         """The tower's sizes."""
         return self.adapter.shape(self.adapter.vision_config(self.config))

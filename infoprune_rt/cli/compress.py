@@ -103,6 +103,7 @@ def compress(
             masks=masks,
             ffn=form,
             dense_blocks=dense_block or [],
+            used_blocks=source.used_blocks,
             refit=refit and masks is not None,
             sequential=sequential,
             method=how,
@@ -178,9 +179,10 @@ def _masks(
         return None, {}
     scores = HeadScores.read(heads)
     scores.check_tower(source.architecture, source.shape)
-    how: dict[str, Any] = {"scores": scores.method, "settings": scores.settings}
+    used = source.used_blocks
+    how: dict[str, Any] = {"scores": scores.method, "settings": scores.settings, "used_blocks": used}
     if keep is not None and zeta_below is None:
-        return budget(scores, keep, min_heads), {**how, "select": "budget", "keep": keep, "min_heads": min_heads}
+        return budget(scores, keep, min_heads, used), {**how, "select": "budget", "keep": keep, "min_heads": min_heads}
     if zeta_below is not None and keep is None:
-        return threshold(scores, zeta_below), {**how, "select": "threshold", "z": zeta_below}
+        return threshold(scores, zeta_below, used), {**how, "select": "threshold", "z": zeta_below}
     raise InfopruneError("--heads needs either --keep (a budget) or --zeta-below (a threshold)")

@@ -9,24 +9,26 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.pruning.head_scores import HeadScores
 
 
-def threshold(scores: HeadScores, z: float) -> Tensor:
+def threshold(scores: HeadScores, z: float, used_blocks: int | None = None) -> Tensor:
     """The paper's rule: heads scoring below ``z`` go. Returns masks [L, H], bool, True where a head stays.
 
-    ``z`` is a value of zeta; scores of other methods are on scales of their own, where no z is meaningful.
+    Blocks from ``used_blocks`` on keep all heads. ``z`` is a value of zeta; scores of other methods are on scales of
+    their own, where no z is meaningful.
     """
     if scores.method != "zeta":
         raise InfopruneError(f"a threshold is a value of zeta, but these are {scores.method} scores; use a budget")
     if not 0 < z < 1:
         raise InfopruneError(f"the zeta threshold must lie between 0 and 1 (exclusive), not {z}")
-    return scores.tensor() >= z
+    return _with_unused(scores.tensor()[:used_blocks] >= z, scores)
 
 
-def budget(scores: HeadScores, keep: float, min_heads: int = 0) -> Tensor:
+def budget(scores: HeadScores, keep: float, min_heads: int = 0, used_blocks: int | None = None) -> Tensor:
     """Keep the top fraction ``keep`` of all heads of the tower, at least ``min_heads`` in each block.
 
-    Returns masks [L, H], bool, with exactly round(keep * L * H) heads kept. Ties go to the earlier head.
+    Blocks from ``used_blocks`` on do not compete: they keep all heads and count neither way. Returns masks
+    [L, H], bool, with exactly round(keep * U * H) heads kept in the U used blocks. Ties go to the earlier head.
     """
-    values = scores.tensor()
+    values = scores.tensor()[:used_blocks]
     num_blocks, num_heads = values.shape
     if not 0 <= keep <= 1:
         raise InfopruneError(f"the fraction of heads to keep must lie in 0..1, not {keep}")
@@ -44,7 +46,14 @@ def budget(scores: HeadScores, keep: float, min_heads: int = 0) -> Tensor:
     # Reserved heads first, then by score.
     rank = torch.where(masks, torch.inf, values).flatten().argsort(descending=True, stable=True)
     masks.view(-1)[rank[:total]] = True
-    return masks
+    return _with_unused(masks, scores)
+
+
+def _with_unused(masks: Tensor, scores: HeadScores) -> Tensor:
+    """All heads of the blocks behind the last used one, below the masks of those before."""
+    whole = torch.ones(len(scores.scores), masks.shape[1], dtype=torch.bool)
+    whole[: len(masks)] = masks
+    return whole
 
 
 def kept_heads(masks: Tensor) -> tuple[tuple[int, ...], ...]:

@@ -123,6 +123,10 @@ class TowerAdapter(ABC):
     def shape(self, vision_config: PretrainedConfig) -> TowerShape:
         """The dense sizes, read from the tower's config alone."""
 
+    def used_blocks(self, config: PretrainedConfig) -> int:
+        """How many blocks, from the front, a model with this config reads from; a tower alone uses all of them."""
+        return self.shape(self.vision_config(config)).num_blocks
+
     @abstractmethod
     def blocks(self, tower: nn.Module) -> Sequence[SourceBlock]:
         """The blocks of an unmodified tower, front to back."""

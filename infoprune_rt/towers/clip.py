@@ -147,6 +147,14 @@ class CLIPAdapter(TowerAdapter):
     def shape(self, vision_config: PretrainedConfig) -> TowerShape:
         return tower_shape(vision_config)
 
+    def used_blocks(self, config: PretrainedConfig) -> int:
+        """As in ``TowerAdapter``. LLaVA reads chosen hidden states; number i is what block i takes in."""
+        depth = super().used_blocks(config)
+        if config.model_type not in self.vlm_model_types:
+            return depth
+        layers = config.vision_feature_layer
+        return max(layer % (depth + 1) for layer in ([layers] if isinstance(layers, int) else layers))
+
     def blocks(self, tower: nn.Module) -> Sequence[SourceBlock]:
         return [
             SourceBlock(

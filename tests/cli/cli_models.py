@@ -48,7 +48,8 @@ def _llava() -> PreTrainedModel:
     }
     llama = {"model_type": "llama", "num_hidden_layers": 1, **{name: getattr(text, name) for name in shared}, **ids}
     image = tokenizer.convert_tokens_to_ids(IMAGE)
-    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=llama, image_token_index=image))
+    ends = {"image_token_index": image, "vision_feature_layer": -1}  # the last block is used, as in Qwen2-VL
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=llama, **ends))
     model.generation_config.update(**ids)
     return model
 

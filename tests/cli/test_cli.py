@@ -155,6 +155,23 @@ def test_the_rows_of_pictures_are_known_before_they_are_prepared(
     assert batches.rows()[2:] == [0]
 
 
+def test_blocks_that_llava_does_not_use_stay_as_they_are(
+    cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path
+) -> None:
+    dense, out = Path(shutil.copytree(models["llava"], tmp_path / "dense")), tmp_path / "out"
+    values = json.loads((dense / "config.json").read_text())
+    (dense / "config.json").write_text(json.dumps(values | {"vision_feature_layer": -2}))
+    heads = ("--heads", write_scores(tmp_path / "s.json", "llava"), "--keep", 0.5)
+    command = ("compress", dense, out, "--images", scenes / "images", *heads, "--ffn", "neurons", "--size", 40)
+    found = cli(*command, "--json").json()
+    assert forms(found) == [(2, "neurons", 40), (2, "neurons", 40), (HEADS, "dense", FFN_WIDTH)]
+    assert Plan.read(out / "plan.json").method["used_blocks"] == 2
+    compact, tower = load_vlm(out), load_tower(dense)
+    block, last = adapter_for(compact.config).tower_of(compact).blocks[2], adapter_for(tower.config).blocks(tower)[2]
+    assert torch.equal(block.out.weight, last.out_proj.weight)
+    assert torch.equal(block.ffn.fc1_weight, last.fc1.weight)
+
+
 @pytest.mark.parametrize("mode", ["taylor", "rrr", "neurons"])
 def test_epsilon_decides_sizes(cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path, mode: str) -> None:
     sizes = []

@@ -46,6 +46,16 @@ def test_ties_go_to_the_earlier_head_and_empty_blocks_are_allowed() -> None:
     assert kept_heads(budget(scores, 1 / 3, min_heads=1)) == ((0,), (0,))
 
 
+def test_blocks_that_are_not_used_keep_all_heads_and_do_not_compete() -> None:
+    scores = HeadScores("zeta", "clip", ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), (0.9, 0.9, 0.0)))
+    assert kept_heads(budget(scores, 0.5, used_blocks=2)) == ((0, 1, 2), (), (0, 1, 2))
+    assert kept_heads(budget(scores, 0.5, 1, used_blocks=2)) == ((0, 1), (2,), (0, 1, 2))
+    assert kept_heads(threshold(scores, 0.35, used_blocks=2)) == ((0, 1), (), (0, 1, 2))
+    assert kept_heads(budget(scores, 0, used_blocks=0)) == ((0, 1, 2),) * 3
+    with pytest.raises(InfopruneError, match="min_heads=1 in each of 2 blocks"):
+        budget(scores, 0.1, 1, used_blocks=2)
+
+
 def test_threshold_removes_what_lies_below() -> None:
     scores = HeadScores("zeta", "clip", ((0.5, 0.49, 0.9), (0.1, 0.2, 0.3)))
     assert torch.equal(threshold(scores, 0.5), torch.tensor([[True, False, True], [False, False, False]]))

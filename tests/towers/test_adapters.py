@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, BertConfig, Ll
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.towers import adapter_by_name, adapter_for
-from infoprune_rt.towers.base import Stream
+from infoprune_rt.towers.base import SourceBlock, Stream
 
 
 def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -90,6 +91,40 @@ def test_a_full_models_tower_is_found_and_replaced(architecture: str) -> None:
     assert adapter.tower_of(vlm) is new
     assert adapter.tower_of(vlm.model) is new
     assert not any(module is old for module in vlm.modules())
+
+
+@pytest.mark.parametrize(
+    ("layers", "used"), [(-2, 2), (-1, 3), (3, 3), (1, 1), (-4, 0), ([-3, 2], 2), ([1, 3], 3)]
+)
+def test_llava_reads_nothing_from_the_blocks_that_are_not_used(layers: int | list[int], used: int) -> None:
+    config = vlm_config("clip")
+    config.vision_feature_layer = layers
+    adapter = adapter_by_name("clip")
+    assert adapter.used_blocks(config) == used
+    vlm = AutoModelForImageTextToText.from_config(config).eval()
+    inputs = tower_inputs("clip")
+
+    def features() -> Tensor:
+        with torch.no_grad():
+            found: Tensor = torch.cat(list(vlm.model.get_image_features(**inputs).pooler_output))
+        return found
+
+    def change(blocks: Sequence[SourceBlock]) -> None:
+        for block in blocks:
+            block.fc2.bias.data.normal_()
+
+    blocks, before = adapter.blocks(adapter.tower_of(vlm)), features()
+    change(blocks[used:])
+    assert torch.equal(features(), before)
+    change(blocks[:used][-1:])
+    assert torch.equal(features(), before) == (used == 0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tower_alone_uses_all_blocks(architecture: str) -> None:
+    assert adapter_by_name(architecture).used_blocks(vision_config(architecture)) == 3
+    if architecture == "qwen2_vl":
+        assert adapter_by_name(architecture).used_blocks(vlm_config(architecture)) == 3
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
