@@ -324,11 +324,6 @@ def _config_and_plan(directory: Path, manifest: Manifest) -> tuple[PretrainedCon
     return config, plan
 
 
-def load_tower_state(directory: Path) -> dict[str, Tensor]:
-    """The tower's tensors under the compact tower's names."""
-    return load_tower(directory).state
-
-
 def load_rest_state(directory: Path) -> dict[str, Tensor]:
     """The tensors outside the tower in a full model's checkpoint (which has been verified)."""
     directory = Path(directory)

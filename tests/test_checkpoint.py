@@ -124,7 +124,7 @@ def test_damage_is_refused_by_the_files_name(tmp_path: Path, damage: str) -> Non
         directory = tmp_path / name
         shutil.copytree(tmp_path / "whole", directory)
         act(directory / name)
-        for read in (checkpoint.verify, checkpoint.load_tower_state):
+        for read in (checkpoint.verify, checkpoint.load_tower):
             with pytest.raises(InfopruneError, match=f"{re.escape(str(directory / name))} .*{told}"):
                 read(directory)
 

@@ -15,8 +15,8 @@ from infoprune_rt.evaluation.dataset import VQADataset
 from infoprune_rt.evaluation.encoding import encode_prompts
 from infoprune_rt.evaluation.images import ImageSource, OnCorrupt
 from infoprune_rt.evaluation.prompt import prompt_for
+from infoprune_rt.pruning.task_loss import IGNORED_LABEL
 
-IGNORED = -100  # the label that cross-entropy leaves out
 
 
 class VQABatches:
@@ -63,7 +63,7 @@ class VQABatches:
             pad, constant = fill.get(name, (0, 0))
             tails = [ids if constant is None else [constant] * len(ids) for ids in answers]
             inputs[name] = _append(rows, mask, tails, pad)
-        inputs["labels"] = _append(torch.full_like(encoded.tokens["input_ids"], IGNORED), mask, answers, IGNORED)
+        inputs["labels"] = _append(torch.full_like(encoded.tokens["input_ids"], IGNORED_LABEL), mask, answers, IGNORED_LABEL)
         return inputs | encoded.images
 
     def _answer_ids(self, answer: str) -> list[int]:

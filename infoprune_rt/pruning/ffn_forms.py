@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,25 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.plain import ACTIVATIONS
 from infoprune_rt.plan import FFNKind, FFNPlan
 from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.towers.base import SourceBlock
 
 SIZE_STEP = 16  # ranks and widths that the hardware likes are multiples of this
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-}
-
 
 def activate(name: str, x: Tensor) -> Tensor:
     """phi(x), by the name that transformers' configs use."""
-    if name not in _ACTIVATIONS:
-        raise InfopruneError(f"the FFN activation {name!r} is not supported; known are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name](x)
+    if name not in ACTIVATIONS:
+        raise InfopruneError(f"the FFN activation {name!r} is not supported; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](x)
 
 
 def slope(name: str, x: Tensor) -> Tensor:

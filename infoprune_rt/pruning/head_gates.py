@@ -59,10 +59,6 @@ class HeadGates(nn.Module):
         low, high = STRETCH
         return (self.logits - TEMPERATURE * math.log(-low / high)).sigmoid().mean()
 
-    def attach(self, blocks: Sequence[SourceBlock], head_dim: int) -> AbstractContextManager[None]:
-        """Gate the blocks' heads by the deterministic zeta, as it is at each forward, until the context ends."""
-        return gate_heads(blocks, self.zeta, head_dim)
-
     def _stretched(self, noise: Tensor | None) -> Tensor:
         low, high = STRETCH
         gate = self.logits.sigmoid()

@@ -58,12 +58,6 @@ def erank_change(dense: Tensor, gated: Tensor) -> Tensor:
     return (erank(gated) - reference) / reference.clamp(min=1)
 
 
-def erank_loss(gram: Tensor, zeta: Tensor, head_dim: int) -> Tensor:
-    """``erank_change`` of the dense Gram matrix under gates. gram: [..., n, n]; zeta: [..., H]. Returns [...]."""
-    gated = singular_values_from_gram(gated_gram(gram, zeta, head_dim))
-    return erank_change(singular_values_from_gram(gram), gated)
-
-
 def ks_spectral(dense: Tensor, gated: Tensor) -> Tensor:
     """KS distance max_k |sum_{i<=k} (p_i - p_i^S)| of two normalised spectra, dense detached; in [0, 1].
 

@@ -66,10 +66,10 @@ def test_gate_gradient_is_the_finite_difference() -> None:
     assert slope.abs().max() > 0.05
 
 
-def test_attached_gates_follow_the_logits() -> None:
+def test_gates_given_as_a_function_follow_the_logits() -> None:
     tower, inputs, heads = tower_and_inputs("qwen2_vl")
     gates = HeadGates(NUM_BLOCKS, NUM_HEADS, init_logit=40.0)
-    with torch.no_grad(), gates.attach(heads.blocks, heads.head_dim):
+    with torch.no_grad(), gate_heads(heads.blocks, gates.zeta, heads.head_dim):
         open_output = tower(**inputs).last_hidden_state
         gates.logits.fill_(-200.0)
         closed_output = tower(**inputs).last_hidden_state

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infoprune_rt.pruning.information import (
     erank,
-    erank_loss,
+    erank_change,
     gated_gram,
     ks_empirical,
     ks_spectral,
@@ -25,6 +25,12 @@ def gram_of_rank(seed: int, n: int, rank: int) -> Tensor:
     left = torch.randn(3 * n, rank, generator=generator, dtype=torch.float64)
     z = left @ torch.randn(rank, n, generator=generator, dtype=torch.float64)
     return z.mT @ z
+
+
+def erank_loss(gram: Tensor, zeta: Tensor, head_dim: int) -> Tensor:
+    """The change of eRank under gates, as a function of the gates."""
+    gated = singular_values_from_gram(gated_gram(gram, zeta, head_dim))
+    return erank_change(singular_values_from_gram(gram), gated)
 
 
 def gates(seed: int, heads: int) -> Tensor:
