@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,7 +27,8 @@ _GENERATION_CONFIG = "generation_config.json"
 def load_vlm(directory: Path | str, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The transformers model of a compact checkpoint, in eval mode, ready to ``generate``.
 
-    directory: a local directory or a hub id. dtype: converts all floating-point weights; None keeps the stored ones.
+    directory: a local directory or a hub id. dtype: converts all floating-point weights; None keeps each one's stored
+    dtype, also where a checkpoint mixes several (whether such a model runs is up to its own code).
     """
     directory = resolve_model_dir(directory)
     manifest = checkpoint.verify(directory)
@@ -116,11 +119,19 @@ def _tower_name(vlm: PreTrainedModel) -> str:
 def _around_tower(
     config: PretrainedConfig, rest: dict[str, Tensor], dtype: torch.dtype | None, directory: Path
 ) -> PreTrainedModel:
-    """The full model with a place-holder for its tower: a dense one without blocks.
+    """The full model with a place-holder for its tower: a dense one without blocks."""
+    vlm = _loaded(config, rest, dtype or _main_dtype(rest), directory)
+    if dtype is None and len({tensor.dtype for tensor in rest.values()}) > 1:
+        _restore_dtypes(vlm, config, rest, directory)
+    return vlm
 
-    transformers' own loading does the rest: it renames the tensors of older layouts, ties weights
-    and rebuilds the buffers that no file holds.
+
+def _loaded(config: PretrainedConfig, rest: dict[str, Tensor], dtype: torch.dtype, directory: Path) -> PreTrainedModel:
+    """What transformers' own loading makes of the tensors, all in one dtype; ``config`` is not changed.
+
+    It renames the tensors of older layouts, ties weights and rebuilds the buffers that no file holds.
     """
+    config = copy.deepcopy(config)
     adapter = adapter_for(config)
     model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     num_blocks = adapter.vision_config(config).num_hidden_layers
@@ -129,7 +140,7 @@ def _around_tower(
         None,
         config=config,
         state_dict=_place_holders(model_class, config) | rest,
-        dtype=dtype or next(tensor.dtype for tensor in rest.values() if tensor.is_floating_point()),
+        dtype=dtype,
         output_loading_info=True,
     )
     adapter.vision_config(vlm.config).num_hidden_layers = num_blocks
@@ -140,6 +151,32 @@ def _around_tower(
                 f"{problem.replace('_', ' ')} {sorted(map(str, report[problem]))[0]}"
             )
     return vlm
+
+
+def _main_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The floating dtype that takes the most memory."""
+    taken: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            taken[tensor.dtype] += tensor.nbytes
+    return max(taken, key=lambda dtype: taken[dtype])
+
+
+def _restore_dtypes(vlm: PreTrainedModel, config: PretrainedConfig, rest: dict[str, Tensor], directory: Path) -> None:
+    """Give every weight that was converted on loading its stored dtype and bits again.
+
+    Files may name tensors otherwise than the model does. Which is which is seen from a second model: it is loaded
+    from single numbers, as many times repeated as the tensor has elements, and takes no memory.
+    """
+    names = list(rest)
+    numbers = {name: torch.tensor(float(i)).expand(tensor.shape) for i, (name, tensor) in enumerate(rest.items())}
+    numbered = dict(_loaded(config, numbers, torch.float32, directory).named_parameters())
+    outside = f"{_tower_name(vlm)}."
+    for name, parameter in vlm.named_parameters():
+        if not name.startswith(outside) and parameter.numel():
+            stored = rest[names[int(numbered[name].flatten()[0])]]
+            if stored.dtype != parameter.dtype:
+                parameter.data = stored.clone()
 
 
 def _place_holders(model_class: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, Tensor]:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from compact_models import ARCHITECTURES, compact_tower, full_model, make_plan, model_inputs
+from compact_models import ARCHITECTURES, BLOCKS, compact_tower, full_model, make_plan, model_inputs
 from transformers import AutoModel, GenerationConfig, PreTrainedModel
 
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
-from infoprune_rt.vlm import compact_vlm, load_vlm, rest_of_checkpoint
+from infoprune_rt.vlm import compact_vlm, load_vlm, rest_of_checkpoint, rest_of_vlm
 
 
 def compacted(architecture: str, tied: bool = False) -> PreTrainedModel:
@@ -44,9 +44,45 @@ def test_saved_and_loaded_is_the_same_model(tmp_path: Path, architecture: str, t
     assert not any(module.training for module in loaded.modules())
     assert_same_model(loaded, model, architecture)
     assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) is tied
-    assert loaded.config.vision_config.num_hidden_layers == 4
+    assert loaded.config.vision_config.num_hidden_layers == len(BLOCKS)
     loaded.save_pretrained(tmp_path / "again")
     assert_same_model(load_vlm(tmp_path / "again"), model, architecture)
+
+
+OLDER_NAMES = {
+    "qwen2_vl": {"model.language_model.": "model."},
+    "clip": {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+}
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_weight_keeps_its_dtype_and_bits(tmp_path: Path, architecture: str, older: bool) -> None:
+    model, tower = compacted(architecture), compact_tower(architecture, torch.float16)
+    kinds = (torch.bfloat16, torch.float32, torch.float16, torch.bfloat16)
+    mixed = {name: tensor.to(kinds[i % 4]) for i, (name, tensor) in enumerate(rest_of_vlm(model).items())}
+
+    def stored_name(name: str) -> str:
+        changes = OLDER_NAMES[architecture] if older else {}
+        return next((new + name.removeprefix(now) for now, new in changes.items() if name.startswith(now)), name)
+
+    rest = {stored_name(name): tensor for name, tensor in mixed.items()}
+    assert (rest.keys() != mixed.keys()) is older
+    plan = make_plan(architecture)
+    checkpoint.save_vlm(tmp_path / "compact", model.config, tower.config, tower.state_dict(), rest, plan)
+    loaded = load_vlm(tmp_path / "compact")
+    found = rest_of_vlm(loaded)
+    assert found.keys() == mixed.keys()
+    for name, tensor in mixed.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+    assert adapter_by_name(architecture).tower_of(loaded).dtype == torch.float16
+    uniform = load_vlm(tmp_path / "compact", dtype=torch.float32)
+    assert {parameter.dtype for parameter in uniform.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -89,7 +125,7 @@ def test_from_a_dense_checkpoints_files(tmp_path: Path, architecture: str) -> No
     )
     compact_vlm(dense, tower)
     assert_same_model(load_vlm(tmp_path / "compact"), dense, architecture)
-    with pytest.raises(InfopruneError, match="has no safetensors weights, neither model.safetensors"):
+    with pytest.raises(InfopruneError, match="has no safetensors weights, neither model"):
         rest_of_checkpoint(tmp_path, adapter_by_name(architecture))
 
 
