@@ -37,11 +37,20 @@ from infoprune_rt.files import write_text
 from infoprune_rt.model_loading import load_dense_vlm
 from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.head_methods import score_heads
+from infoprune_rt.pruning.head_scores import ScoreMethod
 from infoprune_rt.pruning.head_training import HeadTrainingSettings
 from infoprune_rt.pruning.selection import budget, threshold
 
 CALIBRATION, TEST = (300, 11), (1000, 12)  # scenes and seed
-GATES = HeadTrainingSettings(steps=200, batch_size=32, beta=0.3, gamma=0.3)
+GATES = HeadTrainingSettings(steps=200, batch_size=32, beta=0.3, gamma=0.3)  # the paper's loss
+WITH_BUDGET = "zeta with budget term"
+WAYS: dict[str, tuple[ScoreMethod, HeadTrainingSettings]] = {
+    "zeta": ("zeta", GATES),
+    WITH_BUDGET: ("zeta", replace(GATES, mu=0.5)),
+    "random": ("random", GATES),
+    "michel": ("michel", replace(GATES, steps=20)),
+    "magnitude": ("magnitude", GATES),  # the same whatever the seed
+}
 KEEP, NEURONS = 0.5, 192
 EPSILONS = (0.001, 0.005, 0.01, 0.05)
 
@@ -107,19 +116,20 @@ class Study:
     # -- heads and FFNs
 
     def gates(self, seed: int) -> None:
-        """What depends on a seed: zeta, random heads, our recipe, the paper's; with the first seed also the rest."""
+        """What depends on a seed: every way to choose half the heads, and the paper's recipe."""
         batches = VQABatches(self.calibration, self.vlm.processor)
         scores = {
-            method: score_heads(
-                method,  # type: ignore[arg-type]  # a literal of the tuple below
+            name: score_heads(
+                method,
                 self.vlm.model,
                 self.vlm.adapter,
                 batches,
-                replace(GATES, seed=seed, steps=20 if method == "michel" else GATES.steps),
-                self.folder / f"{method}-{seed}",
+                replace(settings, seed=seed),
+                self.folder / f"{name}-{seed}",
                 Accelerator(cpu=True),
             )
-            for method in (("zeta", "random", "magnitude", "michel") if seed == 0 else ("zeta", "random"))
+            for name, (method, settings) in WAYS.items()
+            if seed == 0 or name != "magnitude"
         }
         neurons = FFNPlan(mode="neurons", size=NEURONS)
         for method, found in scores.items():

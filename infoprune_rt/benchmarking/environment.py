@@ -64,5 +64,5 @@ def _version(name: str) -> str | None:
 
 def machine_name() -> str:
     """A folder name for results measured on this CPU: its best instruction set and core count."""
-    best = [name for name in ("amx_bf16", "avx512f", "avx2") if name in instruction_sets()]
+    best = [name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in instruction_sets()]
     return f"cpu-{os.cpu_count()}x-{best[0] if best else platform.machine()}"
