@@ -18,7 +18,6 @@ from infoprune_rt.evaluation.prompt import prompt_for
 from infoprune_rt.pruning.task_loss import IGNORED_LABEL
 
 
-
 class VQABatches:
     """An indexable data set and its collate function: the most frequent answer is what is to be said."""
 
@@ -63,7 +62,9 @@ class VQABatches:
             pad, constant = fill.get(name, (0, 0))
             tails = [ids if constant is None else [constant] * len(ids) for ids in answers]
             inputs[name] = _append(rows, mask, tails, pad)
-        inputs["labels"] = _append(torch.full_like(encoded.tokens["input_ids"], IGNORED_LABEL), mask, answers, IGNORED_LABEL)
+        inputs["labels"] = _append(
+            torch.full_like(encoded.tokens["input_ids"], IGNORED_LABEL), mask, answers, IGNORED_LABEL
+        )
         return inputs | encoded.images
 
     def _answer_ids(self, answer: str) -> list[int]:

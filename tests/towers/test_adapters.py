@@ -93,9 +93,7 @@ def test_a_full_models_tower_is_found_and_replaced(architecture: str) -> None:
     assert not any(module is old for module in vlm.modules())
 
 
-@pytest.mark.parametrize(
-    ("layers", "used"), [(-2, 2), (-1, 3), (3, 3), (1, 1), (-4, 0), ([-3, 2], 2), ([1, 3], 3)]
-)
+@pytest.mark.parametrize(("layers", "used"), [(-2, 2), (-1, 3), (3, 3), (1, 1), (-4, 0), ([-3, 2], 2), ([1, 3], 3)])
 def test_llava_reads_nothing_from_the_blocks_that_are_not_used(layers: int | list[int], used: int) -> None:
     config = vlm_config("clip")
     config.vision_feature_layer = layers
