@@ -22,8 +22,8 @@ def test_the_demo_writes_what_it_promises(tmp_path) -> None:
     assert report["compact"]["parameters"] < 0.4 * report["dense"]["parameters"]
     assert report["compact"]["flops"] < 0.5 * report["dense"]["flops"]
     assert report["masked_vs_compact_max_error"] < 1e-4
-    assert sum(report["heads_per_block"]) == 18
-    assert report["ranks_per_block"] == [192] * 6
+    assert sum(report["heads_per_block"]) == 24  # half of 8 blocks of 6
+    assert report["ranks_per_block"] == [192] * 8
     full = report["fullsize"]
     assert full["speedup"] == full["dense_ms"] / full["compact_ms"]
     assert full["compact_parameters"] < full["dense_parameters"] / 4
