@@ -37,6 +37,7 @@ def make_plan(
     shape: TowerShape,
     *,
     masks: Tensor | None = None,
+    zeta: Tensor | None = None,
     ffn: FFNPlan | None = None,
     dense_blocks: Collection[int] = (),
     used_blocks: int | None = None,
@@ -47,15 +48,16 @@ def make_plan(
 ) -> Plan:
     """A plan that treats all blocks alike, except that the FFNs of ``dense_blocks`` stay.
 
-    masks: [L, H] bool, True where a head stays; None keeps all. ffn: None keeps all FFNs dense.
-    used_blocks: those behind stay as they are, since nothing tells what they would have to preserve
-    (``TowerAdapter.used_blocks``).
+    masks: [L, H] bool, True where a head stays; None keeps all. zeta: [L, H], what the kept heads are scaled
+    by; None sets them back to 1. ffn: None keeps all FFNs dense. used_blocks: those behind stay as they are,
+    since nothing tells what they would have to preserve (``TowerAdapter.used_blocks``).
     """
-    if masks is not None and masks.shape != (shape.num_blocks, shape.num_heads):
-        raise InfopruneError(
-            f"masks of shape {tuple(masks.shape)} do not fit a tower of {shape.num_blocks} blocks with "
-            f"{shape.num_heads} heads"
-        )
+    for name, table in (("masks", masks), ("zeta", zeta)):
+        if table is not None and table.shape != (shape.num_blocks, shape.num_heads):
+            raise InfopruneError(
+                f"{name} of shape {tuple(table.shape)} does not fit a tower of {shape.num_blocks} blocks with "
+                f"{shape.num_heads} heads"
+            )
     for index in dense_blocks:
         if not 0 <= index < shape.num_blocks:
             raise InfopruneError(f"there is no block {index} to keep dense; blocks are 0..{shape.num_blocks - 1}")
@@ -64,7 +66,10 @@ def make_plan(
     heads = kept_heads(masks) if masks is not None else (every,) * shape.num_blocks
     heads = heads[:used] + (every,) * (shape.num_blocks - used)
     forms = [FFNPlan() if ffn is None or i in dense_blocks or i >= used else ffn for i in range(shape.num_blocks)]
-    blocks = tuple(BlockPlan(kept, form) for kept, form in zip(heads, forms, strict=True))
+    factors = [
+        None if zeta is None or i >= used else tuple(zeta[i, list(kept)].tolist()) for i, kept in enumerate(heads)
+    ]
+    blocks = tuple(BlockPlan(*parts) for parts in zip(heads, forms, factors, strict=True))
     return Plan(architecture, shape, blocks, refit, sequential, method or {}, provenance or {})
 
 

@@ -13,8 +13,10 @@ from torch import nn
 
 from infoprune_rt import compression
 from infoprune_rt.compression import compress_checkpoint, make_plan
+from infoprune_rt.errors import InfopruneError
 from infoprune_rt.plan import FFNPlan, Plan
 from infoprune_rt.towers import adapter_by_name
+from infoprune_rt.towers.base import TowerShape
 
 
 def dense_checkpoint(folder: Path, architecture: str) -> tuple[Path, Plan]:
@@ -26,6 +28,19 @@ def dense_checkpoint(folder: Path, architecture: str) -> tuple[Path, Plan]:
     shape = adapter.shape(adapter.vision_config(model.config))
     masks = torch.tensor([[True, False, True]] * shape.num_blocks)
     return folder, make_plan(architecture, shape, masks=masks, ffn=FFNPlan(mode="neurons", size=10))
+
+
+def test_kept_heads_keep_their_zeta_only_if_it_is_given() -> None:
+    shape = TowerShape(num_blocks=3, width=8, num_heads=2, head_dim=4, ffn_width=9, activation="gelu", norm_eps=1e-6)
+    masks = torch.tensor([[True, True], [False, True], [False, False]])
+    zeta = torch.tensor([[0.5, 0.25], [0.75, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    assert [block.zeta for block in make_plan("clip", shape, masks=masks).blocks] == [None] * 3
+    folded = make_plan("clip", shape, masks=masks, zeta=zeta)
+    assert [block.zeta for block in folded.blocks] == [(0.5, 0.25), (1.0,), ()]
+    unused = make_plan("clip", shape, masks=masks, zeta=zeta, used_blocks=1)
+    assert [block.zeta for block in unused.blocks] == [(0.5, 0.25), None, None]
+    with pytest.raises(InfopruneError, match=r"zeta of shape \(3,\) does not fit a tower of 3 blocks with 2 heads"):
+        make_plan("clip", shape, masks=masks, zeta=zeta[:, 0])
 
 
 class SeenEnoughError(Exception):

@@ -32,6 +32,7 @@ PLAN_OPTIONS = (
     "keep",
     "zeta_below",
     "min_heads",
+    "fold_zeta",
     "ffn",
     "size",
     "epsilon",
@@ -56,6 +57,15 @@ def compress(
     keep: Annotated[float | None, typer.Option(help="Budget: the fraction of all heads that stays.")] = None,
     zeta_below: Annotated[float | None, typer.Option(help="Threshold: heads with zeta below this go.")] = None,
     min_heads: Annotated[int, typer.Option(min=0, help="With --keep: heads that stay in every block.")] = 0,
+    fold_zeta: Annotated[
+        bool,
+        typer.Option(
+            "--fold-zeta",
+            help="Keep the surviving heads at their zeta, multiplied into the output projection, as they were trained. "
+            "By default they are set back to 1, which measured better on the tiny VLM. Needs --no-refit: refitting "
+            "solves anew what this scales.",
+        ),
+    ] = False,
     ffn: Annotated[Mode, typer.Option(help="How FFNs are fitted.")] = Mode.dense,
     size: Annotated[
         int | None, typer.Option(help="Rank (taylor, rrr) or neurons kept (neurons), taken as given; 16s run best.")
@@ -97,16 +107,18 @@ def compress(
     else:
         form = _ffn_plan(ffn, size, epsilon, bias, max_error, dense_block)
         masks, how = _masks(source, heads, keep, zeta_below, min_heads)
+        zeta = _zeta(heads, refit) if fold_zeta else None
         wanted = make_plan(
             source.architecture,
             source.shape,
             masks=masks,
+            zeta=zeta,
             ffn=form,
             dense_blocks=dense_block or [],
             used_blocks=source.used_blocks,
             refit=refit and masks is not None,
             sequential=sequential,
-            method=how,
+            method=how | ({"fold_zeta": True} if fold_zeta else {}),
         )
     batches = calibration_batches(source, images, max_images, batch_size, on_corrupt.value)
     with block_progress("compressing") as progress:
@@ -186,3 +198,15 @@ def _masks(
     if zeta_below is not None and keep is None:
         return threshold(scores, zeta_below, used), {**how, "select": "threshold", "z": zeta_below}
     raise InfopruneError("--heads needs either --keep (a budget) or --zeta-below (a threshold)")
+
+
+def _zeta(heads: Path | None, refit: bool) -> Tensor:
+    """What --fold-zeta folds in, [L, H]."""
+    from infoprune_rt.pruning.head_scores import HeadScores
+    from infoprune_rt.pruning.selection import zeta_of
+
+    if heads is None:
+        raise InfopruneError("--fold-zeta needs a trained zeta: give --heads head-scores.json from learn-heads")
+    if refit:
+        raise InfopruneError("--fold-zeta scales the output projections that --refit solves anew: give --no-refit too")
+    return zeta_of(HeadScores.read(heads))

@@ -21,6 +21,7 @@ from infoprune_rt.cli.options import (
     OnCorruptOption,
 )
 from infoprune_rt.cli.output import console, print_json, say
+from infoprune_rt.errors import InfopruneError
 
 if TYPE_CHECKING:
     from infoprune_rt.pruning.head_scores import HeadScores
@@ -40,7 +41,18 @@ def learn_heads(
     gamma: Annotated[float, typer.Option(help="Weight of the KS loss: preserves.")] = 0.3,
     mu: Annotated[float, typer.Option(help="Weight of the mean of zeta: a budget. 0 is the paper's loss.")] = 0.0,
     ks: Annotated[KS, typer.Option(help="Reading of the KS distance.")] = KS.spectral,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            help="With --ks empirical: how wide the step at each singular value is smeared, in units of the block's "
+            "mean singular value (default 0.1)."
+        ),
+    ] = None,
     gate: Annotated[Gate, typer.Option(help="What zeta is made of.")] = Gate.sigmoid,
+    init_logit: Annotated[
+        float,
+        typer.Option(help="Where every gate's logit starts: 3 opens a sigmoid gate to 0.95; 0 would start halfway."),
+    ] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides the order of the data.")] = 0,
     micro_batch: Annotated[
         int | None,
@@ -74,6 +86,8 @@ def learn_heads(
     from infoprune_rt.pruning.head_methods import score_heads
     from infoprune_rt.pruning.head_training import SCORES, HeadTrainingSettings
 
+    if tau is not None and ks is not KS.empirical:
+        raise InfopruneError("--tau is a width of the empirical reading: give --ks empirical as well")
     settings = HeadTrainingSettings(
         steps=steps,
         batch_size=batch_size,
@@ -82,7 +96,9 @@ def learn_heads(
         gamma=gamma,
         mu=mu,
         ks=ks.value,
+        tau=HeadTrainingSettings.tau if tau is None else tau,
         gate=gate.value,
+        init_logit=init_logit,
         seed=seed,
         micro_batch=micro_batch,
         checkpoint_activations=checkpoint_activations,

@@ -49,6 +49,16 @@ def budget(scores: HeadScores, keep: float, min_heads: int = 0, used_blocks: int
     return _with_unused(masks, scores)
 
 
+def zeta_of(scores: HeadScores) -> Tensor:
+    """zeta [L, H] in 0..1, to be folded into the weights; a gate's score is its zeta before the clamp."""
+    if scores.method != "zeta":
+        raise InfopruneError(
+            f"only a trained zeta can be folded into the weights, but these are {scores.method} scores; set the "
+            "kept heads back to 1, which is the default"
+        )
+    return scores.tensor().clamp(0, 1)
+
+
 def _with_unused(masks: Tensor, scores: HeadScores) -> Tensor:
     """All heads of the blocks behind the last used one, below the masks of those before."""
     whole = torch.ones(len(scores.scores), masks.shape[1], dtype=torch.bool)

@@ -226,6 +226,8 @@ def test_scores_of_another_tower(refuses: Callable[..., None], models: dict[str,
         refuses(*command, "--keep", 0.5, saying=(saying, "score this model's heads"))
     HeadScores("random", "qwen2_vl", ((0.5,) * HEADS,) * BLOCKS).write(path)
     refuses(*command, "--zeta-below", 0.5, saying=("these are random scores; use a budget",))
+    folded = ("--keep", 0.5, "--fold-zeta", "--no-refit")
+    refuses(*command, *folded, saying=("only a trained zeta can be folded", "these are random scores"))
     path.write_text('{"format": 1, "scores": [[1]]}')
     refuses(*command, "--keep", 0.5, saying=("scores.json", "'architecture' is missing or unknown"))
 
@@ -254,6 +256,9 @@ OPTIONS: list[tuple[tuple[object, ...], str]] = [
     (("--heads", "absent.json", "--keep", 0.1), "absent.json is not a readable file of head scores"),
     (("--plan", "plan.json", *FIT), "--plan says all that --ffn could say"),
     (("--plan", "plan.json", "--no-refit"), "--plan says all that --refit could say"),
+    (("--plan", "plan.json", "--fold-zeta"), "--plan says all that --fold-zeta could say"),
+    (("--fold-zeta", "--no-refit"), "--fold-zeta needs a trained zeta: give --heads"),
+    (("--heads", "SCORES", "--keep", 0.5, "--fold-zeta"), "--fold-zeta scales the output projections that --refit"),
     (FIT, "fitted to data: give --images"),
     ((*FIT, "--images", "absent"), "there is no folder absent of calibration pictures"),
     ((*FIT, "--spill-dir", "absent"), "there is no directory absent to spill calibration activations to"),
@@ -280,6 +285,9 @@ def test_settings_of_a_training_that_cannot_be(
     command = ("learn-heads", models["qwen"], *questions, "--out", tmp_path / "out")
     refuses(*command, "--lr", -1, saying=("lr must be positive, not -1.0",))
     refuses(*command, "--beta", "nan", saying=("beta must be a finite weight >= 0, not nan",))
+    refuses(*command, "--tau", 0.2, saying=("--tau is a width of the empirical reading: give --ks empirical",))
+    refuses(*command, "--ks", "empirical", "--tau", 0, saying=("tau must be positive, not 0.0",))
+    refuses(*command, "--init-logit", "inf", saying=("init_logit must be a finite number, not inf",))
     (tmp_path / "out").write_text("in the way")
     refuses(*command, "--steps", 1, saying=(f"could not make the directory {tmp_path / 'out'}", "another place"))
 
@@ -296,6 +304,7 @@ def test_settings_of_a_training_that_cannot_be(
         (("learn-heads", "m", "--ks", "x"), "'spectral', 'empirical'"),
         (("learn-heads", "m", "--gate", "x"), "'sigmoid', 'hard_concrete'"),
         (("learn-heads", "m", "--steps", 0), "--steps"),
+        (("learn-heads", "m", "--micro-batch", 0), "--micro-batch"),
         (("evaluate", "m", "--mode", "x"), "'official', 'lmms-eval'"),
         (("evaluate", "m", "--limit", 0), "--limit"),
         (("inspect", "m", "--patches", 0), "--patches"),

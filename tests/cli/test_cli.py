@@ -77,10 +77,11 @@ def test_settings_reach_the_training_and_a_finished_run_is_kept(
     cli: Cli, models: dict[str, Path], questions: tuple[str, ...], tmp_path: Path
 ) -> None:
     given = {"steps": 3, "batch_size": 5, "lr": 0.1, "beta": 0.5, "gamma": 0.25, "mu": 0.125, "seed": 7}
-    given |= {"ks": "empirical", "gate": "hard_concrete"}
+    given |= {"ks": "empirical", "tau": 0.25, "gate": "hard_concrete", "init_logit": 1.5, "micro_batch": 2}
     words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     command = ("learn-heads", models["qwen"], *questions, "--out", tmp_path / "run", *words)
-    first = cli(*command, "--json").json()
+    first = cli(*command, "--checkpoint-activations", "--json").json()
+    given |= {"checkpoint_activations": True}
     assert {name: first["settings"][name] for name in given} == given
     again = cli(*command)
     assert (again.status, again.err) == (0, "")
@@ -170,6 +171,31 @@ def test_blocks_that_llava_does_not_use_stay_as_they_are(
     block, last = adapter_for(compact.config).tower_of(compact).blocks[2], adapter_for(tower.config).blocks(tower)[2]
     assert torch.equal(block.out.weight, last.out_proj.weight)
     assert torch.equal(block.ffn.fc1_weight, last.fc1.weight)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_zeta_is_folded_into_the_output_projections(
+    cli: Cli, models: dict[str, Path], tmp_path: Path, model: str
+) -> None:
+    heads = ("--heads", write_scores(tmp_path / "s.json", model), *KEEP_HALF, "--no-refit")
+    for out, more in (("back", ()), ("folded", ("--fold-zeta",))):
+        cli("compress", models[model], tmp_path / out, *heads, *more, "--json").json()
+    back, folded = (CompactEncoder.from_pretrained(tmp_path / out) for out in ("back", "folded"))
+    assert back.plan is not None
+    assert folded.plan is not None
+    assert [block.zeta for block in back.plan.blocks] == [None] * BLOCKS
+    assert [block.zeta for block in folded.plan.blocks] == [
+        tuple(SCORES[i][h] for h in heads) for i, heads in enumerate(HALF)
+    ]
+    assert folded.plan.method["fold_zeta"]
+    assert "fold_zeta" not in back.plan.method
+    theirs = folded.state_dict()
+    for name, tensor in back.state_dict().items():
+        factor = torch.ones(())
+        if name.endswith("out.weight"):
+            block = int(name.split(".")[1])
+            factor = torch.tensor(folded.plan.blocks[block].zeta).repeat_interleave(WIDTH // HEADS)
+        assert torch.equal(theirs[name], tensor * factor), name
 
 
 @pytest.mark.parametrize("mode", ["taylor", "rrr", "neurons"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.pruning.head_scores import HeadScores
-from infoprune_rt.pruning.selection import budget, kept_heads, threshold
+from infoprune_rt.pruning.selection import budget, kept_heads, threshold, zeta_of
 
 # Few distinct values, so that ties are common.
 TABLES = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
@@ -70,6 +70,13 @@ def test_thresholds_that_cannot_be_are_told(z: float) -> None:
 def test_a_threshold_is_for_zeta_only() -> None:
     with pytest.raises(InfopruneError, match="magnitude scores; use a budget"):
         threshold(HeadScores("magnitude", "clip", ((0.5,),)), 0.5)
+
+
+def test_zeta_to_fold_is_the_clamped_score_of_trained_gates() -> None:
+    """Hard-concrete gates are scored before their clamp."""
+    assert zeta_of(HeadScores("zeta", "clip", ((-0.05, 0.0, 0.5, 1.08),))).tolist() == [[0.0, 0.0, 0.5, 1.0]]
+    with pytest.raises(InfopruneError, match="these are michel scores; set the kept heads back to 1"):
+        zeta_of(HeadScores("michel", "clip", ((0.5,),)))
 
 
 @pytest.mark.parametrize(
