@@ -15,7 +15,7 @@ from infoprune_rt.plan import Plan
 from infoprune_rt.pruning.calibration import BlockMoments
 from infoprune_rt.pruning.ffn_modes import wants_of
 
-_FIT_COPIES = 5  # matrices as large as the regressors' covariance that a fit holds at its peak
+_FIT_COPIES = 6  # matrices as large as the regressors' covariance that a fit holds at its peak
 _STREAMS = 3  # the dense stream, the compact stream and Z
 
 
