@@ -61,13 +61,16 @@ def fullsize(path: Path) -> str:
             f"{row['dense_ms']:.0f} ms",
             f"{row['compact_ms']:.0f} ms",
             f"{row['speedup']:.1f}×",
+            f"{row['csrc_ms']:.0f} ms",
+            f"{row['dense_ms'] / row['csrc_ms']:.1f}×",
             f"{row['compact_parameters'] / row['dense_parameters']:.0%}",
             f"{row['compact_flops'] / row['dense_flops']:.0%}",
             f"{row['compaction_seconds']:.0f} s, {row['peak_memory_gib']:.1f} GiB",
         ]
         for row in result["rows"]
     ]
-    head = ["32 blocks", "transformers, dense", "compact, plain PyTorch", "faster", "parameters", "FLOPs", "compaction"]
+    head = ["32 blocks", "transformers, dense", "compact, plain PyTorch", "faster", "compact, `csrc`", "faster"]
+    head += ["parameters", "FLOPs", "compaction"]
     return _table(head, body) + _source(result, path)
 
 

@@ -10,21 +10,57 @@ static int64_t packed_keys_size(int64_t n, int64_t head_dim) {
   return packed_size<Elem<S>>(head_dim, n) + packed_size<Elem<S>>(value_rows<S>(n), head_dim);
 }
 
+// 16 keys (rows of K, `count` of them real) -> one panel: step by step along the head, a step of every key in turn.
+template <class S>
+static void pack_key_panel(const S* k, int64_t stride, int64_t count, int64_t d, Elem<S>* to) {
+  using E = Elem<S>;
+  if (sizeof(E) == sizeof(S) && count == kPanel && d % kStep<E> == 0) {
+    // A step is 4 bytes whether it is one float or two bfloat16.
+    for (int64_t s = 0; s < d / kStep<E>; ++s)
+      for (int64_t j = 0; j < kPanel; ++j)
+        __builtin_memcpy(to + (s * kPanel + j) * kStep<E>, k + j * stride + s * kStep<E>, 4);
+    return;
+  }
+  pack_weight<S>(k, stride, d, count, to);
+}
+
+// The rows of one step (one row, or a pair of them) -> 16 columns of one panel.
+template <class S>
+INLINE void pack_value_step(const S* v, int64_t stride, int64_t rows, int64_t columns, Elem<S>* to) {
+  using E = Elem<S>;
+  for (int64_t j = 0; j < kPanel; ++j)
+    for (int64_t i = 0; i < kStep<E>; ++i)
+      to[j * kStep<E> + i] = from_float<E>(i < rows && j < columns ? to_float(v[i * stride + j]) : 0.0f);
+}
+
 template <class S>
 static void pack_keys_of(const Attention& task, int64_t start, int64_t n, int64_t head, void* packed) {
   using E = Elem<S>;
-  int64_t stride = task.heads * task.head_dim, d = task.head_dim, offset = start * stride + head * d;
+  const int64_t stride = task.heads * task.head_dim, d = task.head_dim, offset = start * stride + head * d;
   const S *k = static_cast<const S*>(task.k) + offset, *v = static_cast<const S*>(task.v) + offset;
   E* keys = static_cast<E*>(packed);
-  pack_weight<S>(k, stride, d, n, keys);
+  for (int64_t p = 0; p < panels(n); ++p)
+    pack_key_panel(k + p * kPanel * stride, stride, smaller(kPanel, n - p * kPanel), d, keys + p * panel_size<E>(d));
   E* values = keys + packed_size<E>(d, n);
-  int64_t rows = value_rows<S>(n), panel = panel_size<E>(rows);
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t step = row / kStep<E>, within = row % kStep<E>;
-    for (int64_t column = 0; column < padded(d, kPanel); ++column) {
-      bool inside = row < n && column < d;
-      E* to = values + column / kPanel * panel + (step * kPanel + column % kPanel) * kStep<E> + within;
-      *to = from_float<E>(inside ? to_float(v[row * stride + column]) : 0.0f);
+  const int64_t rows = value_rows<S>(n), panel = panel_size<E>(rows);
+  for (int64_t row = 0; row < rows; row += kStep<E>) {
+    const int64_t real = smaller(kStep<E>, n - row);  // none or fewer in the rows that only fill up
+    for (int64_t p = 0; p < panels(d); ++p) {
+      const int64_t columns = smaller(kPanel, d - p * kPanel);
+      const S* from = v + row * stride + p * kPanel;
+      E* to = values + p * panel + row * kPanel;
+      if (real == kStep<E> && columns == kPanel) {
+        if constexpr (sizeof(E) == 2) {
+          for (int64_t j = 0; j < kPanel; ++j) {
+            to[2 * j] = from[j];
+            to[2 * j + 1] = from[stride + j];
+          }
+        } else {
+          copy_row(from, kPanel, kPanel, to);
+        }
+      } else {
+        pack_value_step(from, stride, real, columns, to);
+      }
     }
   }
 }

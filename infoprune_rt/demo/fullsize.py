@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 import time
 from collections.abc import Callable
@@ -60,15 +61,25 @@ def compact_from(tower: nn.Module, inputs: dict[str, Tensor], progress: Progress
     return compress(tower, adapter, plan, lambda: [inputs], progress)
 
 
-def measure(dtype: torch.dtype, repeats: int, blocks: int = 32, progress: Progress | None = None) -> dict[str, Any]:
-    """Compact the full-size tower, then time it against transformers' dense one, interleaved."""
+def measure(
+    dtype: torch.dtype, repeats: int, blocks: int = 32, progress: Progress | None = None, kernels: bool = False
+) -> dict[str, Any]:
+    """Compact the full-size tower, then time it against transformers' dense one, interleaved.
+
+    kernels: also time the compact tower on the C++ kernels (``csrc_ms``), which may have to be compiled first.
+    """
     inputs = photograph()
     tower = dense_tower(dtype, blocks)
     began = time.perf_counter()
     compact = compact_from(tower, inputs, progress)
     seconds = time.perf_counter() - began
+    towers: dict[str, Any] = {"dense": tower, "compact": compact}
+    if kernels:
+        towers["csrc"] = copy.deepcopy(compact)
+        towers["csrc"].backend = "csrc"
     with torch.inference_mode():
-        times = interleaved({"dense": lambda: tower(**inputs), "compact": lambda: compact(**inputs)}, repeats)
+        runs = {name: lambda model=model: model(**inputs) for name, model in towers.items()}
+        times = interleaved(runs, repeats)
     shape = adapter_by_name("qwen2_vl").shape(compact.config)
     specs = block_specs(compact.config.blocks, shape)
     patches = len(inputs["hidden_states"])
@@ -89,6 +100,7 @@ def measure(dtype: torch.dtype, repeats: int, blocks: int = 32, progress: Progre
         "speedup": best["dense"] / best["compact"],
         "dense_ms_all": times["dense"],
         "compact_ms_all": times["compact"],
+        **({"csrc_ms": best["csrc"], "csrc_ms_all": times["csrc"]} if kernels else {}),
         "dense_parameters": dense_cost.parameters,
         "compact_parameters": cost.parameters,
         "dense_flops": dense_cost.flops,
