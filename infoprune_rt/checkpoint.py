@@ -212,6 +212,11 @@ def _check_plan(plan: Plan, blocks: list[dict[str, Any]]) -> None:
             raise InfopruneError(
                 f"block {i}: the plan's FFN is {planned.ffn.kind!r}, but the tower's config has {built['ffn']!r}"
             )
+        if planned.ffn.kind == "neurons" and planned.ffn.between != built.get("activation"):
+            raise InfopruneError(
+                f"block {i}: the plan's activation between factors is {planned.ffn.between!r}, but the tower's config "
+                f"has {built.get('activation')!r}"
+            )
 
 
 def is_replaceable(directory: Path) -> bool:

@@ -94,7 +94,7 @@ def compress(
 ) -> CompactEncoder:
     """An unmodified tower in, a compact one on the same device out; the given tower is not changed.
 
-    batches: gives calibration batches (tower inputs); called once, and only if the plan needs data.
+    batches: gives calibration batches (tower inputs); called as ``apply_plan`` says.
     """
     applied = apply_plan(tower, adapter, plan, batches, progress)
     return build_compact(adapter, adapter.vision_config(tower.config), applied)

@@ -27,16 +27,17 @@ BLOCKS: list[dict[str, Any]] = [
     {"num_heads": 0, "ffn": "merged", "size": None},
     {"num_heads": 3, "ffn": "neurons", "size": 19},
     {"num_heads": 2, "ffn": "dense", "size": None},
+    {"num_heads": 1, "ffn": "neurons", "size": 9, "activation": "silu"},
 ]
 
 
 def vision_config(architecture: str) -> PretrainedConfig:
     if architecture == "qwen2_vl":
-        return Qwen2VLVisionConfig(depth=4, embed_dim=24, hidden_size=16, num_heads=3, mlp_ratio=2, patch_size=4)
+        return Qwen2VLVisionConfig(depth=5, embed_dim=24, hidden_size=16, num_heads=3, mlp_ratio=2, patch_size=4)
     return CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=50,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         num_attention_heads=3,
         image_size=12,
         patch_size=4,
@@ -82,7 +83,9 @@ def make_plan(architecture: str) -> Plan:
     blocks = tuple(
         BlockPlan(
             heads=tuple(range(block["num_heads"])),
-            ffn=FFNPlan(mode=modes[block["ffn"]], size=block["size"] or 20, kind=block["ffn"]),
+            ffn=FFNPlan(mode=modes[block["ffn"]], size=block["size"] or 20, kind=block["ffn"])
+            if "activation" not in block
+            else FFNPlan(mode="rrr", size=block["size"], between=block["activation"], kind=block["ffn"]),
         )
         for block in BLOCKS
     )

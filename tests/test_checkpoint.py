@@ -160,12 +160,18 @@ def test_what_does_not_fit_together_is_never_written(tmp_path: Path) -> None:
     narrow = state | {"blocks.0.ffn.up": torch.zeros(24, 6)}
     fewer = dataclasses.replace(plan, blocks=(dataclasses.replace(plan.blocks[0], heads=()), *plan.blocks[1:]))
     denser = dataclasses.replace(plan, blocks=(*plan.blocks[:1], plan.blocks[3], *plan.blocks[2:]))
+    linear = dataclasses.replace(plan.blocks[4], ffn=dataclasses.replace(plan.blocks[4].ffn, between=None))
     for bad_state, bad_plan, told in [
         (lacking, plan, r"lack 'blocks\.0\.ffn\.up'"),
         (state | {"extra": torch.zeros(1)}, plan, "have an unexpected 'extra'"),
         (narrow, plan, r"'blocks\.0\.ffn\.up' has shape \(24, 6\), not \(24, 7\)"),
         (state, fewer, "block 0: the plan keeps 0 heads, but the tower's config has 1"),
         (state, denser, "block 1: the plan keeps 2 heads, but the tower's config has 0"),
+        (
+            state,
+            dataclasses.replace(plan, blocks=(*plan.blocks[:4], linear)),
+            "block 4: the plan's activation between factors is None, but the tower's config has 'silu'",
+        ),
     ]:
         with pytest.raises(InfopruneError, match=told):
             checkpoint.save_tower(tmp_path / "tower", tower.config, bad_state, bad_plan)

@@ -9,6 +9,7 @@ import typer
 
 from infoprune_rt.cli.options import (
     PATCHES,
+    Activation,
     Bias,
     DeviceOption,
     JsonOption,
@@ -37,6 +38,7 @@ PLAN_OPTIONS = (
     "size",
     "epsilon",
     "bias",
+    "between",
     "max_error",
     "dense_block",
     "refit",
@@ -72,6 +74,13 @@ def compress(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Admitted relative error, instead of a size.")] = None,
     bias: Annotated[Bias, typer.Option(help="taylor's constant: the expansion's own, or mean-corrected.")] = Bias.mean,
+    between: Annotated[
+        Activation | None,
+        typer.Option(
+            help="An activation between the two factors of taylor or rrr; default: none. The paper leaves open whether "
+            "there is one. The factors are fitted without it, and whether it costs or gains accuracy differs: measure."
+        ),
+    ] = None,
     max_error: Annotated[float | None, typer.Option(help="FFNs whose held-out error is larger stay dense.")] = None,
     dense_block: Annotated[list[int] | None, typer.Option(help="Keep this block's FFN dense. Repeatable.")] = None,
     refit: Annotated[bool, typer.Option(help="Solve the output projections again on the kept heads.")] = True,
@@ -105,7 +114,7 @@ def compress(
         _refuse_beside_plan(context)
         wanted = Plan.read(plan)
     else:
-        form = _ffn_plan(ffn, size, epsilon, bias, max_error, dense_block)
+        form = _ffn_plan(ffn, size, epsilon, bias, between, max_error, dense_block)
         masks, how = _masks(source, heads, keep, zeta_below, min_heads)
         zeta = _zeta(heads, refit) if fold_zeta else None
         wanted = make_plan(
@@ -158,11 +167,14 @@ def _ffn_plan(
     size: int | None,
     epsilon: float | None,
     bias: Bias,
+    between: Activation | None,
     max_error: float | None,
     dense_blocks: list[int] | None,
 ) -> FFNPlan:
-    from infoprune_rt.plan import FFNPlan
+    from infoprune_rt.plan import FACTORED_MODES, FFNPlan
 
+    if between is not None and mode.value not in FACTORED_MODES:
+        raise InfopruneError(f"--between needs two factors to stand between: give --ffn {' or '.join(FACTORED_MODES)}")
     if mode is Mode.dense:
         given = {"size": size, "epsilon": epsilon, "max-error": max_error, "dense-block": dense_blocks or None}
         for name, value in given.items():
@@ -173,7 +185,8 @@ def _ffn_plan(
         what = "neurons" if mode is Mode.neurons else "a rank"
         raise InfopruneError(f"--ffn {mode.value} needs either --size ({what}) or --epsilon (an admitted error)")
     fitted: FFNMode = mode.value  # type: ignore[assignment]  # the enum's values are the literal's
-    return FFNPlan(mode=fitted, size=size, epsilon=epsilon, bias=bias.value, max_error=max_error)
+    phi = None if between is None else between.value
+    return FFNPlan(mode=fitted, size=size, epsilon=epsilon, bias=bias.value, between=phi, max_error=max_error)
 
 
 def _masks(

@@ -67,7 +67,7 @@ def learn_heads(
         typer.Option(
             "--checkpoint-activations",
             help="Compute each layer's activations again in the backward pass instead of keeping them: far less "
-            "memory, about a third more time, the same gradient.",
+            "memory, a quarter to a half more time, the same gradient.",
         ),
     ] = False,
     on_corrupt: OnCorruptOption = OnCorrupt.refuse,

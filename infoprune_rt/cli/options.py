@@ -48,6 +48,15 @@ class Bias(StrEnum):
     mean = "mean"
 
 
+class Activation(StrEnum):
+    """What may stand between the factors of an FFN."""
+
+    quick_gelu = "quick_gelu"
+    gelu = "gelu"
+    gelu_pytorch_tanh = "gelu_pytorch_tanh"
+    silu = "silu"
+
+
 class OnCorrupt(StrEnum):
     """What to do about a picture that can't be decoded."""
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
-from infoprune_rt.pruning.calibration import BlockMoments, calibrate, shape_of
+from infoprune_rt.pruning.calibration import BlockMoments, Wants, calibrate, shape_of
 from infoprune_rt.pruning.compaction import pack, refitted, slice_attention
-from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights
+from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, corrected
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
 from infoprune_rt.pruning.memory import require_memory
 from infoprune_rt.pruning.sequential import fit_sequentially
@@ -50,10 +50,10 @@ def apply_plan(
     """Compact an unmodified tower as planned, on its own device; the tower itself is not changed.
 
     ``batches_factory`` gives calibration batches (tower inputs, on any device); it is called once, and only
-    if a fit needs data. ``progress(done, blocks)`` is called after each block. ``spill_dir``: where
-    sequential fits keep activations (None: the system's temporary directory). Raises InfopruneError for a
-    plan of another tower, too little memory, NaN or infinite weights or activations, and missing
-    calibration data.
+    if a fit needs data (a second time if factors get an activation between them and the fits are not
+    sequential). ``progress(done, blocks)`` is called after each block. ``spill_dir``: where sequential fits
+    keep activations (None: the system's temporary directory). Raises InfopruneError for a plan of another
+    tower, too little memory, NaN or infinite weights or activations, and missing calibration data.
     """
     _check(tower, adapter, plan)
     require_memory(plan, next(tower.parameters()).device)
@@ -91,7 +91,10 @@ def _fits(
         yield from _fit_apart(tower, adapter, plan, [BlockMoments()] * plan.shape.num_blocks, reach)
         return
     moments = calibrate(tower, adapter, batches_factory(), wants) if reach else [BlockMoments()] * len(wants)
-    yield from _fit_apart(tower, adapter, plan, moments, 0)
+    fits = _fit_apart(tower, adapter, plan, moments, 0)
+    if any(block.ffn.between for block in plan.blocks):
+        fits = _corrected(tower, adapter, plan, list(fits), batches_factory)
+    yield from fits
 
 
 def _fit_apart(tower: nn.Module, adapter: TowerAdapter, plan: Plan, moments: list[BlockMoments], first: int) -> _Fits:
@@ -105,6 +108,24 @@ def _fit_apart(tower: nn.Module, adapter: TowerAdapter, plan: Plan, moments: lis
         yield attention, fit_ffn(weights, data.ffn, plan.blocks[i].ffn)
 
 
+def _corrected(
+    tower: nn.Module,
+    adapter: TowerAdapter,
+    plan: Plan,
+    fits: list[tuple[dict[str, Tensor], FFNFit]],
+    batches_factory: Callable[[], Batches],
+) -> _Fits:
+    """The same fits; for those with an activation between their factors the data are read once more."""
+    wants = [Wants(None if ffn.activation is None else ffn, means_only=True) for _, ffn in fits]
+    if not any(want.anything for want in wants):
+        yield from fits
+        return
+    moments = calibrate(tower, adapter, batches_factory(), wants)
+    for i, (attention, ffn) in enumerate(fits):
+        weights, data = FFNWeights.of(adapter.blocks(tower)[i], plan.shape.activation), moments[i].ffn
+        yield attention, ffn if data is None else corrected(weights, plan.blocks[i].ffn, ffn, data)
+
+
 def _check(tower: nn.Module, adapter: TowerAdapter, plan: Plan) -> None:
     plan.check_tower(adapter.architecture, shape_of(tower, adapter))
     for name, parameter in tower.named_parameters():
@@ -115,7 +136,8 @@ def _check(tower: nn.Module, adapter: TowerAdapter, plan: Plan) -> None:
 def _spec(num_heads: int, ffn: FFNFit) -> dict[str, Any]:
     """One entry of the compact config's ``blocks``; only factors and kept neurons have a size."""
     size = ffn.size if ffn.kind in ("lowrank", "neurons") else None
-    return {"num_heads": num_heads, "ffn": ffn.kind, "size": size}
+    spec = {"num_heads": num_heads, "ffn": ffn.kind, "size": size}
+    return spec if ffn.activation is None else spec | {"activation": ffn.activation}
 
 
 def _resolved(plan: FFNPlan, fit: FFNFit) -> FFNPlan:

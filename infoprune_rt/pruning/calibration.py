@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.pruning.ffn_forms import FFNFit
 from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.pruning.task_loss import to_device
 from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Role = Literal["fit", "held", "split"]
-Regressor = Literal["input", "hidden"]
+Regressor = Literal["input", "hidden"] | FFNFit
 
 
 @dataclass(frozen=True)
 class Wants:
     """The moments one block's fits ask for.
 
-    ffn: what the FFN's output is regressed on, its input x (d) or its hidden values h (m); None for
-    nothing. means_only: the fit needs no second moments (they are d x d or m x m). heads: the kept
-    heads whose output projection is refitted; None for no refit.
+    ffn: what the FFN's output is regressed on, its input x (d), its hidden values h (m), or those of a
+    fit in its place (k); None for nothing. means_only: the fit needs no second moments (they are d x d
+    or m x m). heads: the kept heads whose output projection is refitted; None for no refit.
     """
 
     ffn: Regressor | None = None
@@ -49,7 +50,15 @@ class Wants:
 
     def ffn_columns(self, shape: TowerShape) -> int:
         """Columns of the FFN's regressor."""
+        if isinstance(self.ffn, FFNFit):
+            return len(self.ffn.tensors["fc1_weight"])
         return {None: 0, "input": shape.width, "hidden": shape.ffn_width}[self.ffn]
+
+    def ffn_rows(self, x: Tensor, hidden: Tensor, activation: str) -> Tensor:
+        """The FFN's regressor on rows of its input x (T x d) and its hidden values (T x m)."""
+        if isinstance(self.ffn, FFNFit):
+            return self.ffn.hidden(x, activation)
+        return x if self.ffn == "input" else hidden
 
     def head_columns(self, shape: TowerShape) -> int:
         """Columns of the kept heads' outputs."""
@@ -161,7 +170,7 @@ def calibrate(
             for i, block in enumerate(blocks[: last + 1]):
                 with watch(block) as seen:
                     x = adapter.run_block(block, x, stream)
-                _count(moments[i], wants[i], shape.head_dim, seen, cut, f"block {i}, calibration batch {index}")
+                _count(moments[i], wants[i], shape, seen, cut, f"block {i}, calibration batch {index}")
     return moments
 
 
@@ -196,14 +205,14 @@ def head_columns(heads: Sequence[int], head_dim: int, device: torch.device | Non
     return (first + torch.arange(head_dim, device=device)).flatten()
 
 
-def _count(moments: BlockMoments, wants: Wants, head_dim: int, seen: Seen, cut: int, where: str) -> None:
+def _count(moments: BlockMoments, wants: Wants, shape: TowerShape, seen: Seen, cut: int, where: str) -> None:
     if moments.heads is not None:
         check_finite(seen.attended, f"{where}, attention output")
-        z = seen.z[:, head_columns(wants.heads or (), head_dim, seen.z.device)]
+        z = seen.z[:, head_columns(wants.heads or (), shape.head_dim, seen.z.device)]
         moments.heads.add(z, seen.attended, cut)
     if moments.ffn is not None:
         check_finite(seen.ffn_output, f"{where}, FFN output")
-        moments.ffn.add(seen.ffn_input if wants.ffn == "input" else seen.hidden, seen.ffn_output, cut)
+        moments.ffn.add(wants.ffn_rows(seen.ffn_input, seen.hidden, shape.activation), seen.ffn_output, cut)
 
 
 def _roles(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[tuple[Mapping[str, Tensor], Role]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,9 @@ class FFNFit:
 
     size: rank k or kept neurons m'; None when dense. spectrum: what the size was chosen by, largest
     first, float64; each mode's ``fit`` says what it holds. held_out_error: ||y - yhat||^2 /
-    ||y - mean y||^2 on held-out calibration rows; None when dense.
+    ||y - mean y||^2 on held-out calibration rows; None when dense. activation: where a ``neurons``
+    form's is not the tower's own: the one between two factors (``FFNPlan.between``). Such a fit is
+    not finished before ``corrected``.
     """
 
     kind: FFNKind
@@ -85,6 +87,7 @@ class FFNFit:
     size: int | None = None
     held_out_error: float | None = None
     note: str | None = None
+    activation: str | None = None
 
     def __call__(self, x: Tensor, activation: str) -> Tensor:
         """The fitted FFN on rows x (T x d): the values that the compact block will add."""
@@ -93,8 +96,12 @@ class FFNFit:
             return F.linear(x, t["map"], t["bias"])
         if self.kind == "lowrank":
             return F.linear(F.linear(x, t["down"]), t["up"], t["bias"])
-        hidden = activate(activation, F.linear(x, t["fc1_weight"], t["fc1_bias"]))
-        return F.linear(hidden, t["fc2_weight"], t["fc2_bias"])
+        return F.linear(self.hidden(x, activation), t["fc2_weight"], t["fc2_bias"])
+
+    def hidden(self, x: Tensor, activation: str) -> Tensor:
+        """What the second layer of a dense or ``neurons`` form is given: T x m or T x m'."""
+        first = F.linear(x, self.tensors["fc1_weight"], self.tensors["fc1_bias"])
+        return activate(self.activation or activation, first)
 
 
 def round_size(size: int, limit: int) -> int:
@@ -108,19 +115,75 @@ def stay_dense(weights: FFNWeights, note: str | None = None, spectrum: Tensor | 
 
 
 def linear_form(
-    weights: FFNWeights, plan: FFNPlan, moments: Twin, up: Tensor, down: Tensor, bias: Tensor, spectrum: Tensor
+    weights: FFNWeights,
+    plan: FFNPlan,
+    moments: Twin,
+    up: Tensor,
+    down: Tensor,
+    anchor: tuple[Tensor, Tensor],
+    spectrum: Tensor,
 ) -> FFNFit:
-    """An FFN replaced by x -> up down x + bias; up d x k, down k x d.
+    """An FFN replaced by x -> up down x + c; up d x k, down k x d; c takes the anchor's x to its y.
 
-    Factored it costs 2dk per token, merged d^2: merged where k > d/2 (method.md section 2).
+    Factored it costs 2dk per token, merged d^2: merged where k > d/2 (method.md section 2). With an
+    activation between the factors (``plan.between``) it is neither.
     """
+    if plan.between is not None:
+        return _activated_form(weights, plan, plan.between, up, down, anchor, spectrum)
     size, width = down.shape
+    bias = anchor[1] - up @ (down @ anchor[0])
     held_out_error = moments.held.relative_error(up @ down, bias)
     if 2 * size > width:
         fit = FFNFit("merged", {"map": up @ down, "bias": bias}, spectrum, size, held_out_error)
         return _settle(weights, plan, fit, width * width)
     fit = FFNFit("lowrank", {"down": down, "up": up, "bias": bias}, spectrum, size, held_out_error)
     return _settle(weights, plan, fit, 2 * width * size)
+
+
+def _activated_form(
+    weights: FFNWeights,
+    plan: FFNPlan,
+    between: str,
+    up: Tensor,
+    down: Tensor,
+    anchor: tuple[Tensor, Tensor],
+    spectrum: Tensor,
+) -> FFNFit:
+    """An FFN replaced by x -> up' phi(down' x) + c with up' down' = up down; phi = ``between``.
+
+    Here it matters how the map is divided, and the paper leaves it open. Taken as its kernel is
+    written, x U (S V^T), the singular values stay on the output's side: the rows of down' are
+    orthonormal. The sign of a pair of singular vectors is free; the anchor's x passes each row with a positive one.
+    It costs 2dk per token, and no rank makes it worth merging.
+    """
+    x, y = anchor
+    rotation, stretch, rows = torch.linalg.svd(down, full_matrices=False)
+    signs = torch.where(rows @ x < 0, -1.0, 1.0).to(rows)
+    rows, up = signs[:, None] * rows, up @ (rotation * stretch * signs)
+    parts = {
+        "fc1_weight": rows,
+        "fc1_bias": rows.new_zeros(len(rows)),
+        "fc2_weight": up,
+        "fc2_bias": y - up @ activate(between, rows @ x),
+    }
+    note = f"{between} between the factors"
+    fit = FFNFit("neurons", parts, spectrum, len(rows), note=note, activation=between)
+    return _settle(weights, plan, fit, 2 * weights.width * len(rows))
+
+
+def corrected(weights: FFNWeights, plan: FFNPlan, fit: FFNFit, moments: Twin) -> FFNFit:
+    """A fit with an activation between its factors, with the constant and the error of what it really does.
+
+    ``moments``: fit.hidden(x) -> target. They need a pass over the data of their own, because the
+    mean behind an activation does not follow from the mean before it. The Taylor expansion's own
+    constant (bias "taylor") stays.
+    """
+    up, bias = fit.tensors["fc2_weight"].double(), fit.tensors["fc2_bias"].double()
+    if plan.mode != "taylor" or plan.bias == "mean":
+        bias = moments.fit.mean_b - up @ moments.fit.mean_a
+    tensors = fit.tensors | {"fc2_bias": bias}
+    better = replace(fit, tensors=tensors, held_out_error=moments.held.relative_error(up, bias))
+    return _settle(weights, plan, better, up.numel() * 2)
 
 
 def neuron_form(
@@ -150,4 +213,4 @@ def _settle(weights: FFNWeights, plan: FFNPlan, fit: FFNFit, cost: int) -> FFNFi
         return stay_dense(weights, note, fit.spectrum)
     dtype = weights.fc1_weight.dtype
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in fit.tensors.items()}
-    return FFNFit(fit.kind, tensors, fit.spectrum, fit.size, error)
+    return replace(fit, tensors=tensors)

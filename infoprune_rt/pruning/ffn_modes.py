@@ -37,7 +37,10 @@ def wants_of(plan: Plan, block: BlockPlan) -> Wants:
 
 
 def fit_ffn(weights: FFNWeights, moments: Twin | None, plan: FFNPlan) -> FFNFit:
-    """Fit one block's FFN as planned; ``moments`` as ``wants_of`` asked for them."""
+    """Fit one block's FFN as planned; ``moments`` as ``wants_of`` asked for them.
+
+    A fit that has an ``activation`` still has to be ``corrected``.
+    """
     if plan.mode == "dense" or moments is None:
         return stay_dense(weights)
     return _MODES[plan.mode].fit(weights, moments, plan)

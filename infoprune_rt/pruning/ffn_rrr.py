@@ -36,5 +36,4 @@ def fit(weights: FFNWeights, moments: Twin, plan: FFNPlan) -> FFNFit:
         size = round_size(int(met[0]) + 1, weights.width)
     up = axes[:, :size]
     down = up.T @ full
-    bias = data.mean_b - up @ (down @ data.mean_a)
-    return linear_form(weights, plan, moments, up, down, bias, spectrum)
+    return linear_form(weights, plan, moments, up, down, (data.mean_a, data.mean_b), spectrum)

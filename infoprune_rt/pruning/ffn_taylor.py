@@ -29,9 +29,8 @@ def fit(weights: FFNWeights, moments: Twin, plan: FFNPlan) -> FFNFit:
         size = round_size(truncation_rank(energy, plan.epsilon or 0.0), weights.width)
     up = left[:, :size]
     down = up.T @ jacobian
-    anchor_x, anchor_y = (x0, value) if plan.bias == "taylor" else (moments.fit.mean_a, moments.fit.mean_b)
-    bias = anchor_y - up @ (down @ anchor_x)
-    return linear_form(weights, plan, moments, up, down, bias, energy.sqrt())
+    anchor = x0, value if plan.bias == "taylor" else moments.fit.mean_b
+    return linear_form(weights, plan, moments, up, down, anchor, energy.sqrt())
 
 
 def truncation_rank(energy: Tensor, epsilon: float) -> int:

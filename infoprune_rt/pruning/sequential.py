@@ -32,8 +32,9 @@ from infoprune_rt.pruning.calibration import (
     watch,
 )
 from infoprune_rt.pruning.compaction import refitted, slice_attention
-from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights
+from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, corrected
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
+from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape
 
 
@@ -130,6 +131,8 @@ def _fit_block(site: _Site, chunks: list[_Chunk]) -> tuple[dict[str, Tensor], FF
         _reach_ffn(site, chunk, attention, moments)
     weights = FFNWeights.of(site.block, site.shape.activation)
     ffn = fit_ffn(weights, moments.ffn, site.plan.ffn)
+    if ffn.activation is not None:
+        ffn = corrected(weights, site.plan.ffn, ffn, _hidden_moments(site, chunks, ffn))
     for chunk in chunks:
         streams = chunk.load("streams")
         middle = streams["compact"]
@@ -164,9 +167,24 @@ def _reach_ffn(site: _Site, chunk: _Chunk, attention: dict[str, Tensor], moments
     bias = attention["out.bias"]
     middle = streams["compact"] + (F.linear(z, attention["out.weight"], bias) if site.plan.heads else bias)
     if moments.ffn is not None:
-        x = site.block.norm2(middle)
-        target = streams["dense"] - middle
+        x, target = _ffn_rows(site, streams["dense"], middle)
         check_finite(target, site.where(chunk, "FFN output"))
         regressor = x if site.wants.ffn == "input" else FFNWeights.of(site.block, site.shape.activation).hidden(x)
         moments.ffn.add(regressor, target, chunk.cut)
     chunk.save("streams", dense=streams["dense"], compact=middle)
+
+
+def _hidden_moments(site: _Site, chunks: list[_Chunk], ffn: FFNFit) -> Twin:
+    """Moments of the fitted FFN's hidden values -> what the FFN should do, with every chunk before its FFN."""
+    size = len(ffn.tensors["fc1_weight"])
+    moments = Twin.empty(size, site.shape.width, means_only=True, device=chunks[0].device)
+    for chunk in chunks:
+        streams = chunk.load("streams")
+        x, target = _ffn_rows(site, streams["dense"], streams["compact"])
+        moments.add(ffn.hidden(x, site.shape.activation), target, chunk.cut)
+    return moments
+
+
+def _ffn_rows(site: _Site, dense: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+    """The FFN's input on the compact stream, and what it has to add there to arrive at the dense stream."""
+    return site.block.norm2(middle), dense - middle

@@ -24,6 +24,7 @@ from infoprune_rt.evaluation import images, metric
 from infoprune_rt.evaluation.answering import answer
 from infoprune_rt.evaluation.format_writers import write_gqa, write_textvqa, write_vqav2
 from infoprune_rt.model_loading import calibration_batches, describe_source, load_dense_vlm
+from infoprune_rt.ops import plain
 from infoprune_rt.plan import FFNPlan, Plan
 from infoprune_rt.pruning import head_gates, head_scores
 from infoprune_rt.pruning.head_scores import HeadScores
@@ -95,7 +96,7 @@ def test_settings_reach_the_training_and_a_finished_run_is_kept(
 
 KEEP_HALF, CUT, SPARE = ("--keep", 0.5), ("--zeta-below", 0.35), ("--keep", 0.5, "--min-heads", 1)
 FAITHFUL = ("--no-refit", "--no-sequential")
-LOWRANK, MERGED, FEW = ("lowrank", 12), ("merged", None), ("neurons", 40)
+LOWRANK, MERGED, FEW, ACTIVATED = ("lowrank", 12), ("merged", None), ("neurons", 40), ("neurons", 12)
 COMPRESSIONS = [
     (KEEP_HALF, HALF, ("--ffn", "dense"), ("dense", FFN_WIDTH)),
     (KEEP_HALF, HALF, ("--ffn", "taylor", "--size", 12), LOWRANK),
@@ -108,6 +109,8 @@ COMPRESSIONS = [
     (CUT, ABOVE_035, ("--ffn", "rrr", "--size", 40), MERGED),
     (SPARE, ONE_EACH, ("--ffn", "neurons", "--size", 40), FEW),
     (None, ALL, ("--ffn", "rrr", "--size", 12, "--no-sequential"), LOWRANK),
+    (KEEP_HALF, HALF, ("--ffn", "taylor", "--size", 12, "--between", "gelu"), ACTIVATED),
+    (None, ALL, ("--ffn", "rrr", "--size", 12, "--between", "gelu", "--no-sequential"), ACTIVATED),
 ]
 
 
@@ -227,14 +230,17 @@ def test_a_plan_edited_by_hand_is_carried_out(cli: Cli, models: dict[str, Path],
     cli("compress", models["qwen"], tmp_path / "first", *pictures, "--ffn", "rrr", "--size", 12, "--json").json()
     values = json.loads((tmp_path / "first" / "plan.json").read_text())
     values["blocks"][0]["heads"] = []
+    values["blocks"][0]["ffn"]["between"] = "gelu"
     values["blocks"][1] = {"heads": [1, 3], "ffn": {"mode": "neurons", "size": 30}, "zeta": [0.5, 2.0]}
     values["blocks"][2]["ffn"] = {"mode": "dense"}
     values |= {"refit": False, "sequential": False}
     (tmp_path / "plan.json").write_text(json.dumps(values))
     command = ("compress", models["qwen"], tmp_path / "second", *pictures, "--plan", tmp_path / "plan.json")
     found = cli(*command, "--json").json()
-    assert forms(found) == [(0, "lowrank", 12), (2, "neurons", 30), (HEADS, "dense", FFN_WIDTH)]
+    assert forms(found) == [(0, "neurons", 12), (2, "neurons", 30), (HEADS, "dense", FFN_WIDTH)]
+    assert [row["note"] for row in found["rows"]] == ["gelu between the factors", None, None]
     applied = Plan.read(tmp_path / "second" / "plan.json")
+    assert applied.blocks[0].ffn.between == "gelu"
     assert applied.blocks[1].zeta == (0.5, 2.0)
     assert replace(applied.blocks[2].ffn, kind=None) == FFNPlan()
     assert not applied.refit
@@ -365,6 +371,7 @@ def test_choices_are_the_librarys() -> None:
         (options.KS, ("spectral", "empirical")),
         (options.Gate, head_gates.GATE_KINDS),
         (options.Mode, plan.MODES),
+        (options.Activation, tuple(plain.ACTIVATIONS)),
         (options.OnCorrupt, get_args(images.OnCorrupt)),
         (options.Normalisation, metric.MODES),
     ):

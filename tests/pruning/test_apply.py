@@ -143,10 +143,75 @@ def test_mixed_plan_gives_a_working_smaller_tower(architecture: str, sequential:
     )
 
 
-def test_the_resolved_plan_gives_the_same_tower_again(tmp_path: Path) -> None:
+ACTIVATED = [
+    FFNPlan("rrr", size=10, between="silu"),
+    FFNPlan("taylor", size=12, between="quick_gelu"),
+    FFNPlan("taylor", epsilon=0.3, bias="taylor", between="gelu"),
+    FFNPlan("rrr", size=10),
+]
+
+
+def ffn_in_and_out(tower: nn.Module, adapter: TowerAdapter, index: int, batch: dict[str, Tensor]) -> list[Tensor]:
+    """What one block's FFN is given and gives in the unmodified tower, T x d each."""
+    seen: list[Tensor] = []
+    ffn = adapter.blocks(tower)[index].ffn
+    handle = ffn.register_forward_hook(lambda _m, args, out: seen.extend((args[0].flatten(0, -2), out.flatten(0, -2))))
+    last_hidden(tower, batch)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_activation_between_factors_has_the_constant_of_the_map_itself(architecture: str, sequential: bool) -> None:
+    """On the rows fitted on, the block errs by nothing on average; its held-out error is measured, not predicted."""
+    tower, adapter = random_tower(architecture)
+    batches = [random_batch(architecture) for _ in range(4)]
+    plan = make_plan(architecture, ALL, ACTIVATED, sequential=sequential)
+    applied = apply_plan(tower, adapter, plan, lambda: batches)
+    specs = [(spec["ffn"], spec["size"], spec.get("activation")) for spec in applied.specs]
+    assert specs[:2] == [("neurons", 10, "silu"), ("neurons", 12, "quick_gelu")]
+    assert specs[2][0::2] == ("neurons", "gelu")
+    assert specs[3] == ("lowrank", 10, None)
+    assert "activation" not in applied.specs[3]
+    assert applied.plan.blocks[0].ffn.note == "silu between the factors"
+
+    block = applied.state
+    first = {name: block[f"blocks.0.ffn.{name}"] for name in ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")}
+    assert not first["fc1_bias"].any()
+    torch.testing.assert_close(first["fc1_weight"] @ first["fc1_weight"].T, torch.eye(10), atol=1e-5, rtol=0)
+    errors = []
+    for batch in batches:
+        x, y = ffn_in_and_out(tower, adapter, 0, batch)
+        hidden = nn.functional.silu(x @ first["fc1_weight"].T)
+        errors.append((hidden @ first["fc2_weight"].T + first["fc2_bias"] - y).double())
+        spread = (y - y.mean(0)).square().sum()
+        if batch is batches[1]:  # held out
+            held_out = applied.plan.blocks[0].ffn.held_out_error
+            assert held_out == pytest.approx(float(errors[-1].square().sum() / spread), rel=1e-3)
+    fitted = torch.cat([errors[i] for i in (0, 2, 3)])
+    torch.testing.assert_close(fitted.mean(0), torch.zeros_like(fitted[0]), atol=1e-4, rtol=0)
+    assert last_hidden(compact_tower(architecture, applied), batches[0]).isfinite().all()
+
+
+def test_data_are_read_twice_only_for_activated_factors_fitted_apart() -> None:
+    tower, adapter = random_tower("clip")
+    for ffn, sequential, times in (
+        (FFNPlan("rrr", size=10, between="silu"), False, 2),
+        (FFNPlan("rrr", size=10, between="silu"), True, 1),
+        (FFNPlan("rrr", size=10), False, 1),
+        (FFNPlan("rrr", epsilon=1e-9, between="silu"), False, 1),  # all stay dense: nothing to correct
+    ):
+        reads = iter([[random_batch("clip") for _ in range(2)] for _ in range(times)])
+        apply_plan(tower, adapter, make_plan("clip", ALL, ffn, sequential=sequential), lambda reads=reads: next(reads))
+        assert next(reads, None) is None
+
+
+@pytest.mark.parametrize("forms", [FORMS, ACTIVATED])
+def test_the_resolved_plan_gives_the_same_tower_again(tmp_path: Path, forms: list[FFNPlan]) -> None:
     tower, adapter = random_tower("qwen2_vl")
     batches = [random_batch("qwen2_vl") for _ in range(3)]
-    plan = make_plan("qwen2_vl", SOME, FORMS, refit=True, sequential=True)
+    plan = make_plan("qwen2_vl", SOME, forms, refit=True, sequential=True)
     applied = apply_plan(tower, adapter, plan, lambda: batches)
     applied.plan.write(tmp_path / "plan.json")
     again = apply_plan(tower, adapter, Plan.read(tmp_path / "plan.json"), lambda: batches)

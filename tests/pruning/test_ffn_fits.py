@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.plan import FFNPlan
+from infoprune_rt.plan import FFNMode, FFNPlan
 from infoprune_rt.pruning import ffn_neurons, ffn_rrr, ffn_taylor
-from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, activate, round_size, slope
+from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, activate, corrected, round_size, slope
 from infoprune_rt.pruning.ffn_taylor import truncation_rank
 from infoprune_rt.pruning.moments import Twin
 
@@ -296,6 +296,60 @@ def test_neurons_that_cannot_meet_epsilon_stay_dense() -> None:
     assert fit.kind == "dense"
     assert fit.note is not None
     assert "epsilon" in fit.note
+
+
+def activated(mode: ModuleType, plan: FFNPlan, weights: FFNWeights, x: Tensor) -> FFNFit:
+    """A fit with an activation between its factors, corrected by a second pass."""
+    first = mode.fit(weights, linear_moments(weights, x), plan)
+    again = Twin.empty(first.size, D, means_only=True)
+    again.add(first.hidden(x, weights.activation), output(weights, x), CUT)
+    return corrected(weights, plan, first, again)
+
+
+@pytest.mark.parametrize("between", ACTIVATIONS)
+@pytest.mark.parametrize(("mode", "name"), [(ffn_taylor, "taylor"), (ffn_rrr, "rrr")])
+def test_factors_with_an_activation_between_are_the_linear_maps(mode: ModuleType, name: FFNMode, between: str) -> None:
+    weights, x = random_ffn(), inputs()
+    linear = mode.fit(weights, linear_moments(weights, x), FFNPlan(name, size=9))
+    fit = activated(mode, FFNPlan(name, size=9, between=between), weights, x)
+    assert (fit.kind, fit.size, fit.activation) == ("neurons", 9, between)
+    down, up = fit.tensors["fc1_weight"], fit.tensors["fc2_weight"]
+    torch.testing.assert_close(up @ down, linear_map(linear), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(down @ down.T, torch.eye(9), atol=1e-5, rtol=0)
+    assert (down @ x[:CUT].mean(0) >= 0).all()
+    phi = activate(between, x @ down.T) @ up.T + fit.tensors["fc2_bias"]
+    torch.testing.assert_close(fit(x, weights.activation), phi)
+    torch.testing.assert_close(phi[:CUT].mean(0), output(weights, x[:CUT]).mean(0), atol=1e-5, rtol=0)
+    assert fit.held_out_error == pytest.approx(relative_error(fit, weights, x[CUT:]), rel=1e-3)
+
+
+def test_the_expansions_own_constant_stays_with_an_activation_between() -> None:
+    weights, x = random_ffn(), inputs()
+    x0 = x[:CUT].mean(0)
+    fit = activated(ffn_taylor, FFNPlan("taylor", size=5, bias="taylor", between="gelu"), weights, x)
+    torch.testing.assert_close(fit(x0, weights.activation), output(weights, x0), atol=1e-5, rtol=1e-5)
+
+
+def test_factors_with_an_activation_between_are_never_merged_and_cost_less_than_dense() -> None:
+    weights, x = random_ffn(), inputs()
+    for size in (12, D):  # merged, if linear
+        assert activated(ffn_rrr, FFNPlan("rrr", size=size, between="gelu"), weights, x).kind == "neurons"
+    narrow = FFNWeights(torch.randn(9, D), torch.randn(9), torch.randn(D, 9), torch.randn(D), "silu")
+    moments = linear_moments(narrow, x)
+    dense = ffn_rrr.fit(narrow, moments, FFNPlan("rrr", size=9, between="gelu"))
+    assert (dense.kind, dense.activation) == ("dense", None)
+    assert ffn_rrr.fit(narrow, moments, FFNPlan("rrr", size=8, between="gelu")).kind == "neurons"
+
+
+def test_max_error_judges_the_activated_map() -> None:
+    weights, x = random_ffn(), inputs()
+    error = activated(ffn_rrr, FFNPlan("rrr", size=9, between="gelu"), weights, x).held_out_error
+    assert error is not None
+    kinds = [
+        activated(ffn_rrr, FFNPlan("rrr", size=9, between="gelu", max_error=error * f), weights, x).kind
+        for f in (0.99, 1.01)
+    ]
+    assert kinds == ["dense", "neurons"]
 
 
 @pytest.mark.parametrize(("size", "kind"), [(11, "lowrank"), (12, "merged"), (D, "merged")])

@@ -15,13 +15,14 @@ from infoprune_rt.ops import plain
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
 from infoprune_rt.towers.base import TowerShape
 
-SHAPE = TowerShape(num_blocks=5, width=28, num_heads=7, head_dim=4, ffn_width=45, activation="gelu", norm_eps=1e-5)
+SHAPE = TowerShape(num_blocks=6, width=28, num_heads=7, head_dim=4, ffn_width=45, activation="gelu", norm_eps=1e-5)
 SPECS = [
     BlockSpec(7),
     BlockSpec(3, "lowrank", 5),
     BlockSpec(0, "merged"),
     BlockSpec(1, "neurons", 1),
     BlockSpec(5, "lowrank", 28),
+    BlockSpec(2, "neurons", 6, "silu"),
 ]
 
 
@@ -54,7 +55,8 @@ def one_sequence(block: CompactBlock, x: Tensor) -> Tensor:
         return attended + normed @ (weights["ffn.up"] @ weights["ffn.down"]).T + weights["ffn.bias"]
     if block.spec.ffn == "merged":
         return attended + normed @ weights["ffn.map"].T + weights["ffn.bias"]
-    hidden = F.gelu(normed @ weights["ffn.fc1_weight"].T + weights["ffn.fc1_bias"])
+    activation = F.silu if block.spec.activation == "silu" else F.gelu
+    hidden = activation(normed @ weights["ffn.fc1_weight"].T + weights["ffn.fc1_bias"])
     return attended + hidden @ weights["ffn.fc2_weight"].T + weights["ffn.fc2_bias"]
 
 
@@ -114,11 +116,14 @@ def test_exports_with_a_dynamic_number_of_tokens() -> None:
         ({"num_heads": 2, "ffn": "merged", "size": 3}, "a merged FFN has no size of its own, but size is 3"),
         ({"num_heads": 2}, 'must be an object with "num_heads", "ffn" and "size"'),
         ({"num_heads": 2, "ffn": "dense", "rank": 3}, 'must be an object with "num_heads", "ffn" and "size"'),
+        ({"num_heads": 2, "ffn": "neurons", "size": 3, "activation": "relu"}, "this neurons FFN has 'relu'"),
+        ({"num_heads": 2, "ffn": "neurons", "size": 3, "activation": ["gelu"]}, "this neurons FFN has ['gelu']"),
+        ({"num_heads": 2, "ffn": "dense", "activation": "gelu"}, "only a neurons FFN has an activation of its own"),
         ([2, "dense"], 'must be an object with "num_heads", "ffn" and "size"'),
     ],
 )
 def test_wrong_specs_are_told_with_their_block(entry: Any, told: str) -> None:
     good = {"num_heads": 7, "ffn": "dense", "size": None}
     with pytest.raises(InfopruneError, match=re.escape("config: blocks[1]")) as caught:
-        block_specs([good, entry, good, good, good], SHAPE)
+        block_specs([good, entry, good, good, good, good], SHAPE)
     assert told in str(caught.value)

@@ -23,6 +23,7 @@ SPECS = [
     BlockSpec(3, "lowrank", 7),
     BlockSpec(1, "merged"),
     BlockSpec(2, "neurons", 9),
+    BlockSpec(2, "neurons", 8, "gelu"),
     BlockSpec(0, "lowrank", 1),
 ]
 
