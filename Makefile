@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check bench report tiny-vlm clean
+.PHONY: demo test check sanitize bench report tiny-vlm clean
 
 demo: $(STAMP)  ## prune the tiny VLM and the full-size tower; writes demo-out/
 	$(BIN)/infoprune demo
@@ -15,6 +15,13 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+SANITIZED := INFOPRUNE_CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+ASAN = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0
+
+sanitize: $(STAMP)  ## the CPU kernels' tests under GCC's address and undefined-behaviour sanitizers
+	$(SANITIZED) $(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; compiled_library()'
+	$(SANITIZED) $(ASAN) UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python -m pytest tests/ops/test_cpu_kernels.py
 
 bench: $(STAMP)  ## the slow measurements behind the README's figures; writes benchmarks/results/
 	@status=0; for script in $(filter-out %/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || status=1; done; exit $$status

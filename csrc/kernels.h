@@ -17,8 +17,10 @@ constexpr int64_t kRowBlock = 60;    // rows of one item of the other operators
 enum class Dtype : int32_t { f32, bf16 };
 enum class Activation : int32_t { none, quick_gelu, gelu, gelu_tanh, silu };
 
-constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
-constexpr int64_t padded(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// Static: each instruction set has its own copies. Inline functions of one name would be merged by the linker, and code
+// compiled for one set would run in another's place.
+static constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+static constexpr int64_t padded(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // A packed K x N matrix with its bias (N values in the activations' dtype, or null).
 struct Linear {

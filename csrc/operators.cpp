@@ -141,18 +141,19 @@ void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seql
   const Dtype dtype = dtype_of(q);
   const auto kind = q.scalar_type();
   TORCH_CHECK(q.dim() == 3 && cu_seqlens.dim() == 1, "infoprune_cpu: q must have three dimensions, cu_seqlens one");
+  TORCH_CHECK(scale > 0, "infoprune_cpu: scale must be positive, not ", scale);  // the softmax's maximum relies on it
   const int64_t heads = q.size(1), d = q.size(2), sequences = cu_seqlens.size(0) - 1;
   Attention task{data("q", q, q.sizes(), kind), data("k", k, q.sizes(), kind), data("v", v, q.sizes(), kind),
                  data("q", q, q.sizes(), kind), heads, d, static_cast<float>(scale)};
   const auto* bounds = static_cast<const int64_t*>(data("cu_seqlens", cu_seqlens, {sequences + 1}, at::kLong));
-  TORCH_CHECK(sequences >= 1 && bounds[0] == 0 && bounds[sequences] == q.size(0),
+  TORCH_CHECK(sequences >= 0 && bounds[0] == 0 && bounds[sequences] == q.size(0),
               "infoprune_cpu: cu_seqlens must go from 0 to the number of rows");
+  TORCH_CHECK(std::is_sorted(bounds, bounds + sequences + 1), "infoprune_cpu: cu_seqlens must not fall");
   // Packed keys of every (sequence, head), one behind the other.
   std::vector<AttentionItem> packs, blocks;
   int64_t bytes = 0;
   for (int64_t s = 0; s < sequences; ++s) {
     const int64_t length = bounds[s + 1] - bounds[s];
-    TORCH_CHECK(length >= 0, "infoprune_cpu: cu_seqlens must not fall");
     for (int64_t head = 0; length && head < heads; ++head) {
       packs.push_back({bounds[s], length, head, bytes, 0, nullptr});  // row: where its packed keys begin
       bytes += padded(use.packed_keys_bytes(dtype, length, d), 64);
@@ -209,7 +210,9 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
-  TORCH_CHECK(x.dim() == 2 && hidden > 0, "infoprune_cpu: x must have two dimensions, and some hidden width");
+  // No width can exceed the bytes it takes, so that no size computed from it overflows.
+  TORCH_CHECK(x.dim() == 2 && hidden > 0 && hidden <= first.numel(),
+              "infoprune_cpu: x must have two dimensions, and `first` must be as wide as `hidden` says");
   const int64_t d = x.size(1);
   TORCH_CHECK(second.has_value() || hidden == d, "infoprune_cpu: a single matrix must keep the width");
   Ffn task{data("x", x, x.sizes(), kind),

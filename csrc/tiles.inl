@@ -1,11 +1,5 @@
 // Matrix products: a tile of accumulators in registers, and loops over tiles.
 
-#if defined(INFOPRUNE_BF16_DOT)
-constexpr bool kPairs = true;
-#else
-constexpr bool kPairs = false;
-#endif
-
 // What activations kept as S are multiplied as: pairs of bfloat16 where there is a dot product for them, else float.
 template <class S>
 struct ComputedAs {
@@ -110,9 +104,12 @@ static void product(int64_t rows, const E* a, int64_t lda, const E* b, int64_t p
   constexpr int64_t kMost = INFOPRUNE_PANELS, kUsual = kMost > 4 ? 4 : kMost;
   for (int64_t at = 0; at < width;) {
     const int64_t left = width - at, now = left == kMost ? left : smaller(left, kUsual);
-    for (int64_t from = 0; from < k; from += kChain<E>)
+    int64_t from = 0;
+    do {  // once where K is 0, too: the sums are 0 then
       some_panels<E>(now, rows, a + from, lda, b + at * panel + from * kPanel, panel,
                      steps<E>(smaller(kChain<E>, k - from)), c + at * kPanel, ldc, accumulate || from);
+      from += kChain<E>;
+    } while (from < k);
     at += now;
   }
 }

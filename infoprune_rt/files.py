@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 import tempfile
@@ -134,8 +133,10 @@ def _locked(lock: Path) -> tuple[int, bool]:
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            import fcntl  # not at the top: the package must import on Windows, too
+
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:
+        except (ImportError, OSError):
             return handle, False
         if lock.exists() and lock.stat().st_ino == os.fstat(handle).st_ino:
             return handle, True

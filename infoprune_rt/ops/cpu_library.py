@@ -1,18 +1,21 @@
 """The CPU kernels of ``csrc``: compiled on first use, kept, loaded as ``torch.ops.infoprune_cpu``.
 
 The compiled library is kept in the user's cache directory under a name that follows from the sources, torch's
-version and the compiler, so that a change of any of them compiles anew and nothing stale is ever loaded.
+version, the compiler and its flags, so that a change of any of them compiles anew and nothing stale is ever loaded.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -21,27 +24,32 @@ import torch
 from infoprune_rt.errors import InfopruneError
 
 SOURCES = Path(__file__).parents[2] / "csrc"
-FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-Wno-psabi"]
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-Wno-psabi"]
+# Only then do torch's headers run work on several threads. Apple's compiler has no OpenMP: one thread there.
+if sys.platform != "darwin":
+    FLAGS.append("-fopenmp")
+# Never the compiler's own OpenMP library: the symbols are found in the one that torch brings, so that there is one
+# pool of threads, and torch.set_num_threads governs it.
+LINK_FLAGS = ["-shared", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
 ISA_VARIABLE = "INFOPRUNE_CPU_ISA"
 CACHE_VARIABLE = "INFOPRUNE_CACHE"
+FLAGS_VARIABLE = "INFOPRUNE_CXXFLAGS"  # after our own, when compiling and when linking
 
 
 @cache
 def load_library() -> None:
     """Load the kernels, compiling them first if need be (a line on stderr says so).
 
-    Safe when several processes start together: one compiles, the others wait for it. Raises InfopruneError where
-    they cannot be compiled (no sources, no compiler); the plain backend serves there.
+    Raises InfopruneError where they cannot be compiled, kept or loaded (no sources, no compiler, no place to write);
+    the plain backend serves there.
     """
-    library = cached_library()
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # A lock of the kernel's own: it goes with the process that held it, however that ended.
-        with (library.parent / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not library.exists():
-                _compile(library)
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    library = compiled_library()
+    try:
+        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise InfopruneError(
+            f"the compiled CPU kernels do not load: {error}; remove {library.parent} to have them compiled again"
+        ) from error
 
 
 def isa() -> str:
@@ -54,51 +62,105 @@ def isa() -> str:
     return wanted
 
 
+def compiled_library() -> Path:
+    """Where the compiled kernels are, once they are there; load_library without the loading.
+
+    Safe when several processes start together: one compiles, the others wait for it.
+    """
+    library = cached_library()
+    try:
+        if not library.exists():
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(library.parent / "lock"):
+                if not library.exists():
+                    _compile(library)
+    except OSError as error:
+        raise InfopruneError(
+            f"the CPU kernels cannot be kept in {library.parent} ({error}); set {CACHE_VARIABLE} to another directory"
+        ) from error
+    return library
+
+
 def cached_library() -> Path:
     """Where the compiled kernels are, or will be. Raises InfopruneError where they cannot be compiled."""
-    if not SOURCES.is_dir():
+    if not (SOURCES / "kernels.h").is_file():
         raise InfopruneError(f"the CPU kernels' sources are not at {SOURCES}; install from a source checkout")
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise InfopruneError("no C++ compiler was found for the CPU kernels; install g++ (or set CXX)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\0".join([torch.__version__, compiler, version, *FLAGS]).encode())
+    compiler = _compiler()
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    # The machine too: a home directory may be shared by several kinds.
+    made_by = [torch.__version__, platform.machine(), *compiler, version, *FLAGS, *LINK_FLAGS, *_extra_flags()]
+    digest = hashlib.sha256("\0".join(made_by).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in (".cpp", ".h", ".inl"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return _cache_dir() / f"infoprune_cpu-{digest.hexdigest()[:16]}" / "infoprune_cpu.so"
 
 
+def _compiler() -> list[str]:
+    """CXX, which may bring arguments or a launcher ("ccache g++"), else g++."""
+    command = shlex.split(os.environ.get("CXX") or "g++")
+    program = shutil.which(command[0]) if command else None
+    if program is None:
+        raise InfopruneError("no C++ compiler was found for the CPU kernels; install g++ (or set CXX)")
+    return [program, *command[1:]]
+
+
+def _extra_flags() -> list[str]:
+    return shlex.split(os.environ.get(FLAGS_VARIABLE) or "")
+
+
 def _cache_dir() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "infoprune_rt"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "infoprune_rt"
+    try:
+        return Path.home() / ".cache" / "infoprune_rt"
+    except RuntimeError as error:
+        raise InfopruneError(f"no home directory to keep the CPU kernels in; set {CACHE_VARIABLE}") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among processes. The lock is the operating system's: it goes with its process, however that ended."""
+    try:
+        import fcntl  # not at the top: the package must import on Windows, too
+    except ImportError as error:
+        raise InfopruneError("the CPU kernels are not built on this operating system") from error
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(library: Path) -> None:
-    from torch.utils.cpp_extension import load
+    """Called by one process at a time."""
+    from torch.utils.cpp_extension import include_paths, library_paths
 
     print(
         "infoprune: compiling the CPU kernels, once for this machine (about a minute) ...", file=sys.stderr, flush=True
     )
-    _put_ninja_on_path()
-    with tempfile.TemporaryDirectory(dir=library.parent) as aside:
-        try:
-            load(
-                "infoprune_cpu",
-                [str(path) for path in sorted(SOURCES.glob("*.cpp"))],
-                extra_cflags=FLAGS,
-                build_directory=aside,
-                is_python_module=False,
-                keep_intermediates=False,
-            )
-        except (RuntimeError, OSError, ImportError) as error:
-            raise InfopruneError(f"the CPU kernels did not compile: {error}") from error
-        (Path(aside) / "infoprune_cpu.so").replace(library)
+    aside = library.parent / "build"
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    aside.mkdir()
+    try:
+        command, flags = _compiler(), [*FLAGS, *_extra_flags()]
+        for path in include_paths():
+            flags += ["-isystem", path]
+        sources = sorted(SOURCES.glob("*.cpp"))
+        objects = [aside / f"{source.stem}.o" for source in sources]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(lambda s, o: _run([*command, *flags, "-c", str(s), "-o", str(o)]), sources, objects):
+                pass
+        torch_is_at = [f"-L{path}" for path in library_paths()]
+        made = aside / library.name
+        link = [*command, *LINK_FLAGS, *_extra_flags(), *map(str, objects), *torch_is_at]
+        _run([*link, "-lc10", "-ltorch_cpu", "-ltorch", "-o", str(made)])
+        made.replace(library)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _put_ninja_on_path() -> None:
-    """ninja lies beside the interpreter in an environment that nobody activated."""
-    here = str(Path(sys.executable).parent)
-    if shutil.which("ninja") is None and here not in os.environ["PATH"].split(os.pathsep):
-        os.environ["PATH"] = os.pathsep.join([here, os.environ["PATH"]])
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InfopruneError(f"the CPU kernels did not compile: {shlex.join(command)}\n{done.stderr}")

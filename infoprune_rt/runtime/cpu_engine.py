@@ -27,14 +27,19 @@ class CpuEngine:
     def __init__(self, blocks: BlockStack) -> None:
         load_library()
         self.isa = isa()
-        self.dtype = dtype_of(blocks)
-        self._made_from = _state(blocks)
+        # Held, so that no other weights can come to lie where these were.
+        self._made_from = [parameter.detach() for parameter in blocks.parameters()]
+        self._state = _state(blocks)
         with torch.no_grad():
             self._blocks = [_PackedBlock(cast(CompactBlock, block), self.isa) for block in blocks]
 
     def is_current(self, blocks: BlockStack) -> bool:
-        """Whether the stack still holds the weights that were packed."""
-        return self._made_from == _state(blocks)
+        """Whether the stack still holds the weights that were packed.
+
+        Not seen is what PyTorch itself does not count: writing through ``.data`` or NumPy, and writing to weights
+        that were made in inference mode.
+        """
+        return self._state == _state(blocks)
 
     @property
     def packed_bytes(self) -> int:
@@ -67,9 +72,9 @@ def dtype_of(blocks: nn.Module) -> torch.dtype | None:
     return dtype if device == "cpu" and dtype in DTYPES else None
 
 
-def _state(blocks: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Changes whenever a weight is replaced or written to."""
-    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in blocks.parameters())
+def _state(blocks: nn.Module) -> list[tuple[object, ...]]:
+    """Changes whenever a weight is replaced (while the earlier one is held) or written to."""
+    return [(p.data_ptr(), p.stride(), 0 if p.is_inference() else p._version) for p in blocks.parameters()]
 
 
 class _PackedBlock:

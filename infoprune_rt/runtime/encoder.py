@@ -69,6 +69,17 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         self._backend = checked_backend(name)
         self._engine = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: packed weights belong to this tower and this machine alone."""
+        return self.__dict__ | {"_engine": None}
+
+    def _apply(self, *args: Any, **kwargs: Any) -> CompactEncoder:
+        """``to`` and its like: packed copies of weights that were left are let go now, not at the next pass."""
+        super()._apply(*args, **kwargs)
+        if self._engine is not None and not self._engine.is_current(self.blocks):
+            self._engine = None
+        return self
+
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights for a tower built without a checkpoint, as transformers' own towers have."""
         super()._init_weights(module)
@@ -109,7 +120,8 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     def _engine_for(self, x: Tensor) -> CpuEngine | None:
         """The kernels with this tower's present weights; none where plain PyTorch must serve.
 
-        That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes.
+        That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes, and
+        where hooks want to see or change what passes through the blocks.
         """
         differentiable = torch.is_grad_enabled() and (
             x.requires_grad or any(p.requires_grad for p in self.parameters())
@@ -118,9 +130,12 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
             return None
         if dtype_of(self.blocks) != x.dtype:
             return None
-        if self._engine is None or not self._engine.is_current(self.blocks):
-            self._engine = CpuEngine(self.blocks)
-        return self._engine
+        if any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules()):
+            return None
+        engine = self._engine  # read once: another thread may replace it meanwhile
+        if engine is None or not engine.is_current(self.blocks):
+            engine = self._engine = CpuEngine(self.blocks)
+        return engine
 
     @classmethod
     def from_pretrained(

@@ -210,6 +210,13 @@ def test_nothing_packed_is_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("isa", SETS)
+def test_a_product_over_nothing_is_zero(isa: str) -> None:
+    residual, bias = torch.ones(40, 20), torch.arange(20.0)
+    CPU.linear_residual_(torch.empty(40, 0), CPU.pack(torch.empty(20, 0), 1, isa), bias, residual, isa)
+    assert torch.equal(residual, 1 + bias.expand(40, 20))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     q, k, v, bounds, scale = cast(attention_case([5, 4], 2, 8), torch.float32)
     best = SETS[0]
@@ -217,6 +224,10 @@ def test_what_does_not_fit_is_refused() -> None:
         CPU.attention_(q, k, v, torch.tensor([0, 8]), scale, best)
     with pytest.raises(RuntimeError, match="must not fall"):
         CPU.attention_(q, k, v, torch.tensor([0, 12, 9]), scale, best)
+    with pytest.raises(RuntimeError, match="must not fall"):  # differences that overflow
+        CPU.attention_(q, k, v, torch.tensor([0, 2**63 - 1, -2, 9]), scale, best)
+    with pytest.raises(RuntimeError, match="scale must be positive"):
+        CPU.attention_(q, k, v, bounds, -scale, best)
     with pytest.raises(RuntimeError, match="k must be a contiguous Float tensor"):
         CPU.attention_(q, k[:4], v, bounds, scale, best)
     with pytest.raises(RuntimeError, match="k must be a contiguous"):
@@ -228,6 +239,9 @@ def test_what_does_not_fit_is_refused() -> None:
     x, weight, bias, residual = cast(linear_case(3, 4, 6), torch.float32)
     with pytest.raises(RuntimeError, match="packed must be"):
         CPU.linear_residual_(x, CPU.pack(weight[:, :3].contiguous(), 1, best), bias, residual, "portable")
+    nothing = torch.empty(0, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="as wide as `hidden` says"):  # sizes that overflow to 0
+        CPU.ffn_(weight, weight[0], weight[0], 1e-6, nothing, None, 2**60, nothing, None, "none", best)
 
 
 def test_the_instruction_set_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

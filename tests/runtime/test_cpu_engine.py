@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from transformers import AutoModel
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.runtime.cpu_engine import CpuEngine
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
 
@@ -70,6 +74,83 @@ def test_changed_weights_are_packed_again() -> None:
     assert not torch.allclose(before, after)
     tower.backend = "plain"
     torch.testing.assert_close(after, tower(x, GRIDS).pooler_output, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_weights_that_lie_where_others_were_are_packed_again() -> None:
+    """There and back through another dtype: the allocator may well give the same addresses again."""
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    tower(x, GRIDS)
+    engine = tower._engine
+    assert engine is not None
+    addresses = {parameter.data_ptr() for parameter in tower.blocks.parameters()}
+    tower.blocks.to(torch.bfloat16).to(torch.float32)
+    assert addresses.isdisjoint(parameter.data_ptr() for parameter in tower.blocks.parameters())
+    assert not engine.is_current(tower.blocks)
+
+
+@torch.no_grad()
+def test_moved_weights_take_their_packed_copies_with_them() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    tower(pixels(tower), GRIDS)
+    engine = tower._engine
+    tower.float()  # moves nothing
+    assert tower._engine is engine is not None
+    torch.nn.ModuleList([tower]).to("meta")
+    assert tower._engine is None
+
+
+@torch.no_grad()
+def test_copies_and_pickles_leave_the_packed_weights_behind() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    expected = tower(x, GRIDS).pooler_output
+    stored = io.BytesIO()
+    torch.save(tower, stored)
+    stored.seek(0)
+    for copied in (copy.deepcopy(tower), torch.load(stored, weights_only=False)):
+        assert copied._engine is None
+        assert torch.equal(copied(x, GRIDS).pooler_output, expected)
+        assert copied._engine is not None
+    assert tower._engine is not None
+
+
+@torch.no_grad()
+def test_hooks_on_blocks_are_served_by_the_plain_operators() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    seen: list[Tensor] = []
+    handle = tower.blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    tower(x, GRIDS)
+    assert len(seen) == 1
+    handle.remove()
+    tower(x, GRIDS)
+    assert len(seen) == 1
+    assert tower._engine is not None
+
+
+def test_inference_mode_and_no_grad_share_an_engine() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    with torch.inference_mode():
+        first = tower(x, GRIDS).pooler_output
+    engine = tower._engine
+    with torch.no_grad():
+        assert torch.equal(tower(x, GRIDS).pooler_output, first)
+    assert tower._engine is engine is not None
+
+
+@torch.no_grad()
+def test_no_rows_at_all() -> None:
+    tower = compact_tower()
+    nothing, bounds = torch.empty(0, 64), torch.tensor([0])
+    assert CpuEngine(tower.blocks).run(nothing, bounds, None, None).shape == (0, 64)
 
 
 def test_training_is_left_to_the_plain_operators() -> None:
