@@ -74,6 +74,22 @@ def fullsize(path: Path) -> str:
     return _table(head, body) + _source(result, path)
 
 
+def cpu_tower(path: Path) -> str:
+    """The ways to run one compact tower on the CPU, side by side."""
+    result = json.loads(path.read_text())
+    inputs: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        key = (row["patches"], row["images"], row["blocks"], row["threads"])
+        inputs.setdefault(key, {})[row["name"]] = row
+    names = list(next(iter(inputs.values())))
+    body = []
+    for (patches, images, blocks, threads), rows in inputs.items():
+        where = f"{patches} patches, {images} image{'s' * (images > 1)}, {blocks} blocks, {threads} threads"
+        share = rows["compact, csrc"]["share_of_gemm_rate"]
+        body.append([where, *(f"{rows[name]['p50_ms']:.0f} ms" for name in names), f"{share:.0%}"])
+    return _table(["bfloat16", *names, "of the GEMM rate"], body) + _source(result, path)
+
+
 def _headline(group: str, name: str) -> bool:
     """The rows that the README shows."""
     if group == "FFN only":
@@ -89,6 +105,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "everything": ("tiny_vlm", lambda path: _tiny_vlm(path, lambda group, name: True)),
     "baselines": ("tiny_vlm", lambda path: _tiny_vlm(path, lambda group, name: group == "baselines")),
     "fullsize": ("fullsize_tower", fullsize),
+    "cpu": ("cpu_tower", cpu_tower),
 }
 
 
