@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from infoprune_rt.demo.report_charts import origin, removed_and_accuracy
 from infoprune_rt.demo.report_geometry import Box, place_labels, round_range, shorten
@@ -33,7 +34,8 @@ def overview_figure(report: dict[str, Any], path_png: Path) -> None:
 def _scatter(axes: Axes, report: dict[str, Any]) -> None:
     places = removed_and_accuracy(report)
     low, high = round_range([accuracy for _, accuracy in places], 10.0)
-    axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    axes.set_ylim(low - 0.04 * (high - low), high + 0.2 * (high - low))  # room for names above the best points
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in axes.get_yticks() if tick <= 100]))
     low, high = round_range([0.0, *(removed for removed, _ in places)], 10.0)
     axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     for (removed, accuracy), variant in zip(places, report["variants"], strict=True):
