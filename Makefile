@@ -17,7 +17,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 
 SANITIZED := INFOPRUNE_CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
-ASAN = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0
+# libstdc++ beside it: the sanitizer looks for the function that throws when the process starts, and finds none later.
+ASAN = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0
 
 sanitize: $(STAMP)  ## the CPU kernels' tests under GCC's address and undefined-behaviour sanitizers
 	$(SANITIZED) $(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; compiled_library()'
