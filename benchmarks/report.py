@@ -1,6 +1,7 @@
 """Put the measured figures into the texts: their tables are written here from the result files, never by hand.
 
-``make report`` runs this on results/<machine>/; with ``--check`` it only says whether the texts are up to date.
+``make report`` runs this on results/<machine>/ and draws the README's picture from its demo.json; with ``--check`` it
+only says whether the texts are up to date.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infoprune_rt.demo.report_html import overview_figure
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import write_text
 
@@ -23,6 +25,7 @@ FAMILIES = ("vqa", "text", "relations", "overall")
 
 
 def _source(result: dict[str, Any], path: Path) -> str:
+    """The line below a table. Its link is as seen from the root; ``filled`` turns it for texts that lie elsewhere."""
     where = path.relative_to(ROOT)
     machine = f"{result['environment']['cores']} cores, {', '.join(result['environment']['instruction_sets'])}"
     return f"\n*From [`{where}`]({where}): `{result['command']}`, {result['date'][:10]}, {machine}.*\n"
@@ -109,8 +112,9 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
 }
 
 
-def filled(text: str, machine: str) -> str:
-    """A text with every table between its markers written anew."""
+def filled(text: str, machine: str, folder: Path) -> str:
+    """A text of this folder with every table between its markers written anew."""
+    to_root = "../" * len(folder.relative_to(ROOT).parts)
     for name, (file, make) in TABLES.items():
         path = RESULTS / machine / f"{file}.json"
         opening, closing = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
@@ -119,7 +123,8 @@ def filled(text: str, machine: str) -> str:
         if not path.exists():
             raise InfopruneError(f"there is no {path}; run make bench first")
         before, rest = text.split(opening, 1)
-        text = f"{before}{opening}\n{make(path)}{closing}{rest.split(closing, 1)[1]}"
+        table = make(path).replace("](benchmarks/", f"]({to_root}benchmarks/")
+        text = f"{before}{opening}\n{table}{closing}{rest.split(closing, 1)[1]}"
     return text
 
 
@@ -130,12 +135,14 @@ def main(
     """Write the texts' tables from result files."""
     for path in TEXTS:
         text = path.read_text()
-        new = filled(text, machine)
+        new = filled(text, machine, path.parent)
         if check and new != text:
             typer.echo(f"{path} is out of date; run make report")
             raise SystemExit(1)
         if not check:
             write_text(path, new)
+    if not check:
+        overview_figure(json.loads((RESULTS / machine / "demo.json").read_text()), ROOT / "docs" / "overview.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def demo(
     ),
     as_json: JsonOption = False,
 ) -> None:
-    """Prune the shipped tiny VLM and a full-size tower, and report what was lost and gained (about 5 minutes)."""
+    """Prune the shipped tiny VLM and a full-size tower, and report what was lost and gained (about 4 minutes)."""
     from infoprune_rt.demo.run import run_demo
 
     report = run_demo(out, quiet=as_json)

@@ -49,7 +49,7 @@ WRITTEN = ("data", "heads", "compact", "report.json", "report.html")
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much of everything; the defaults take about five minutes on two cores."""
+    """How much of everything; the defaults take about four minutes on two cores."""
 
     calibration_scenes: int = 300
     test_scenes: int = 200
