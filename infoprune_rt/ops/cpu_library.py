@@ -40,8 +40,8 @@ FLAGS_VARIABLE = "INFOPRUNE_CXXFLAGS"  # after our own, when compiling and when 
 def load_library() -> None:
     """Load the kernels, compiling them first if need be (a line on stderr says so).
 
-    Raises InfopruneError where they cannot be compiled, kept or loaded (no sources, no compiler, no place to write);
-    the plain backend serves there.
+    Raises InfopruneError where they cannot be compiled, kept or loaded (no sources, no compiler, no place to write).
+    Nothing falls back by itself: who asked for these kernels by name is told, and "plain" serves.
     """
     library = compiled_library()
     try:

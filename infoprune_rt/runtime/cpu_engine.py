@@ -41,11 +41,6 @@ class CpuEngine:
         """
         return self._state == _state(blocks)
 
-    @property
-    def packed_bytes(self) -> int:
-        """Memory of the packed weights."""
-        return sum(block.packed_bytes for block in self._blocks)
-
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
         stream = x.clone(memory_format=torch.contiguous_format)
@@ -85,7 +80,6 @@ class _PackedBlock:
         self.heads, self.head_dim = block.spec.num_heads, block.head_dim
         self.inner = self.heads * self.head_dim
         self._out_bias = block.out.bias
-        self._packed: list[Tensor] = []
         if self.heads:
             norm, qkv = block.norm1, block.qkv
             packed = self._pack(qkv.weight, 3 * self.heads)
@@ -93,13 +87,8 @@ class _PackedBlock:
             self._out = self._pack(cast(Tensor, block.out.weight))
         self._ffn = (block.norm2.weight, block.norm2.bias, block.norm2.eps, *self._ffn_arguments(block))
 
-    @property
-    def packed_bytes(self) -> int:
-        return sum(packed.nbytes for packed in self._packed)
-
     def _pack(self, weight: Tensor, parts: int = 1) -> Tensor:
         packed: Tensor = torch.ops.infoprune_cpu.pack(weight.detach().contiguous(), parts, self.isa)
-        self._packed.append(packed)
         return packed
 
     def _ffn_arguments(self, block: CompactBlock) -> tuple[Any, ...]:

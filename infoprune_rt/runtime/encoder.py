@@ -123,12 +123,9 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes, and
         where hooks want to see or change what passes through the blocks.
         """
-        differentiable = torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
-        if self._backend != "csrc" or differentiable or torch.compiler.is_compiling():
+        if self._backend != "csrc" or torch.compiler.is_compiling() or dtype_of(self.blocks) != x.dtype:
             return None
-        if dtype_of(self.blocks) != x.dtype:
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.blocks.parameters())):
             return None
         if any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules()):
             return None

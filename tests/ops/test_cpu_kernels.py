@@ -21,6 +21,7 @@ from operator_cases import (
     dense_case,
     linear_case,
     lowrank_case,
+    outputs,
     qkv_case,
 )
 from torch import Tensor
@@ -86,10 +87,6 @@ def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
     w1, b1, w2, b2, activation = args[4:]
     CPU.ffn_(out, *norm, CPU.pack(w1, 1, isa), b1, len(w1), CPU.pack(w2, 1, isa), b2, activation, isa)
     return (out,)
-
-
-def outputs(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def assert_close_to_definition(name: str, args: tuple[Any, ...], isa: str) -> None:

@@ -18,6 +18,7 @@ from operator_cases import (
     dense_case,
     linear_case,
     lowrank_case,
+    outputs,
     qkv_case,
     rand,
 )
@@ -25,10 +26,6 @@ from torch import Tensor
 from torch.library import opcheck
 
 from infoprune_rt.errors import InfopruneError
-
-
-def outputs(value: Any) -> tuple[Tensor, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
