@@ -1,12 +1,16 @@
 // The binding: checks tensors, cuts the work into items, hands items to torch's own threads.
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
+//
+// Only PyTorch's stable ABI is used, as of the oldest version that must load the library: it serves every later one.
+#define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <atomic>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -15,52 +19,91 @@
 namespace infoprune {
 namespace {
 
-using at::Tensor;
+using torch::headeronly::ScalarType;
+using torch::stable::empty;
+using torch::stable::get_num_threads;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-const Kernels& kernels(const std::string& isa) {
-  const Kernels* found[4];
-  int count = available_kernels(found);
-  for (int i = 0; i < count; ++i)
-    if (isa == found[i]->name) return *found[i];
-  TORCH_CHECK(false, "infoprune_cpu: this machine has no instruction set '", isa, "'");
+// The sentence of an error, put together only if there is one. (STD_TORCH_CHECK would begin it with a file's name.)
+template <class... Parts>
+void require(bool fulfilled, const Parts&... parts) {
+  if (fulfilled) return;
+  std::ostringstream sentence;
+  sentence << "";
+  (sentence << ... << parts);
+  throw std::runtime_error(sentence.str());
 }
 
-std::vector<std::string> instruction_sets() {
+struct Shape {
+  Sizes sizes;
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << '[';
+  for (size_t i = 0; i < shape.sizes.size(); ++i) out << (i ? ", " : "") << shape.sizes[i];
+  return out << ']';
+}
+
+// Takes over a string argument. Operators take the handle because the ABI's own way to a std::string loses the memory
+// of one with every call.
+std::string text(StringHandle handle) {
+  size_t length = 0;
+  const char* characters = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  std::string copy(characters, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return copy;
+}
+
+const Kernels& kernels(StringHandle isa) {
+  const std::string name = text(isa);
   const Kernels* found[4];
-  int count = available_kernels(found);
-  std::vector<std::string> names;
-  for (int i = 0; i < count; ++i) names.emplace_back(found[i]->name);
+  const Kernels** end = found + available_kernels(found);
+  const Kernels** use = std::find_if(found, end, [&](const Kernels* one) { return name == one->name; });
+  require(use != end, "this machine has no instruction set '", name, "'");
+  return **use;
+}
+
+// Best first, with commas between them.
+std::string instruction_sets() {
+  const Kernels* found[4];
+  const int count = available_kernels(found);
+  std::string names = found[0]->name;
+  for (int i = 1; i < count; ++i) names += std::string(",") + found[i]->name;
   return names;
 }
 
 Dtype dtype_of(const Tensor& x) {
-  TORCH_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
-              "infoprune_cpu: tensors must be float32 or bfloat16, not ", x.scalar_type());
-  return x.scalar_type() == at::kFloat ? Dtype::f32 : Dtype::bf16;
+  require(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+          "tensors must be float32 or bfloat16, not ", x.scalar_type());
+  return x.scalar_type() == ScalarType::Float ? Dtype::f32 : Dtype::bf16;
 }
 
 // A dense tensor of these sizes in the activations' dtype; its data.
-void* data(const char* name, const Tensor& x, at::IntArrayRef sizes, at::ScalarType dtype) {
-  TORCH_CHECK(x.device().is_cpu() && x.scalar_type() == dtype && x.sizes() == sizes && x.is_contiguous(),
-              "infoprune_cpu: ", name, " must be a contiguous ", dtype, " tensor of shape ", sizes,
-              " on the CPU, not ", x.scalar_type(), " of shape ", x.sizes());
-  return x.data_ptr();
+void* data(const char* name, const Tensor& x, Sizes sizes, ScalarType dtype) {
+  require(x.is_cpu() && x.scalar_type() == dtype && x.sizes() == sizes && x.is_contiguous(), name,
+          " must be a contiguous ", dtype, " tensor of shape ", Shape{sizes}, " on the CPU, not ", x.scalar_type(),
+          " of shape ", Shape{x.sizes()});
+  return x.mutable_data_ptr();
 }
 
-void* optional_data(const char* name, const std::optional<Tensor>& x, at::IntArrayRef sizes, at::ScalarType dtype) {
+void* optional_data(const char* name, const std::optional<Tensor>& x, Sizes sizes, ScalarType dtype) {
   return x.has_value() ? data(name, *x, sizes, dtype) : nullptr;
 }
 
 // Every item once, by whichever thread is free; each thread has working memory of its own.
 template <class Work>
 void run_items(int64_t items, int64_t bytes, const Work& work) {
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), items);
+  const int64_t threads = std::min<int64_t>(get_num_threads(), items);
   if (!threads) return;
   const int64_t each = padded(bytes, 4096) + 64;  // neighbours never share a line, nor all their cache sets
-  Tensor memory = at::empty({threads * each}, at::kByte);
+  Tensor memory = empty({threads * each}, ScalarType::Byte);
   char* base = static_cast<char*>(memory.data_ptr());
   std::atomic<int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread)
       for (int64_t item = next++; item < items; item = next++) work(item, base + thread * each);
   });
@@ -68,7 +111,7 @@ void run_items(int64_t items, int64_t bytes, const Work& work) {
 
 // Rows of `total` per item: at most `most`, and few enough for all threads to have some.
 int64_t rows_per_item(int64_t total, int64_t most) {
-  const int64_t blocks = std::max((total + most - 1) / most, std::min<int64_t>(at::get_num_threads(), total));
+  const int64_t blocks = std::max((total + most - 1) / most, std::min<int64_t>(get_num_threads(), total));
   return blocks ? (total + blocks - 1) / blocks : 0;
 }
 
@@ -81,14 +124,14 @@ void run_rows(int64_t total, int64_t bytes, const Work& work) {
 }
 
 // weight (parts * n x k) -> one packed matrix per part, as bytes.
-Tensor pack(const Tensor& weight, int64_t parts, const std::string& isa) {
+Tensor pack(const Tensor& weight, int64_t parts, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(weight);
-  TORCH_CHECK(weight.dim() == 2 && parts > 0 && weight.size(0) % parts == 0,
-              "infoprune_cpu: weight must be a matrix whose rows divide into ", parts, " parts");
+  require(weight.dim() == 2 && parts > 0 && weight.size(0) % parts == 0,
+          "weight must be a matrix whose rows divide into ", parts, " parts");
   const int64_t n = weight.size(0) / parts, k = weight.size(1), bytes = use.packed_bytes(dtype, k, n);
   const char* from = static_cast<const char*>(data("weight", weight, weight.sizes(), weight.scalar_type()));
-  Tensor packed = at::empty({parts * bytes}, at::kByte);
+  Tensor packed = empty({parts * bytes}, ScalarType::Byte);
   char* to = static_cast<char*>(packed.data_ptr());
   for (int64_t part = 0; part < parts; ++part)
     use.pack(dtype, from + part * n * k * weight.element_size(), k, n, to + part * bytes);
@@ -96,7 +139,7 @@ Tensor pack(const Tensor& weight, int64_t parts, const std::string& isa) {
 }
 
 const void* packed_data(const char* name, const Tensor& packed, int64_t bytes) {
-  return data(name, packed, {bytes}, at::kByte);
+  return data(name, packed, {bytes}, ScalarType::Byte);
 }
 
 Norm norm_of(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
@@ -107,20 +150,20 @@ Norm norm_of(const Tensor& x, const Tensor& weight, const Tensor& bias, double e
 
 void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                    const Tensor& packed, const Tensor& bias, const std::optional<Tensor>& cos,
-                   const std::optional<Tensor>& sin, Tensor q, Tensor k, Tensor v, const std::string& isa) {
+                   const std::optional<Tensor>& sin, Tensor q, Tensor k, Tensor v, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
-  TORCH_CHECK(x.dim() == 2 && q.dim() == 3 && cos.has_value() == sin.has_value(),
-              "infoprune_cpu: x must have two dimensions and q three; cos and sin go together");
+  require(x.dim() == 2 && q.dim() == 3 && cos.has_value() == sin.has_value(),
+          "x must have two dimensions and q three; cos and sin go together");
   const int64_t rows = x.size(0), heads = q.size(1), d = q.size(2);
-  TORCH_CHECK(!cos.has_value() || d % 2 == 0, "infoprune_cpu: rotary positions need an even head_dim, not ", d);
+  require(!cos.has_value() || d % 2 == 0, "rotary positions need an even head_dim, not ", d);
   NormQkvRope task{data("x", x, x.sizes(), kind),
                    norm_of(x, norm_weight, norm_bias, eps),
                    packed_data("packed", packed, 3 * heads * use.packed_bytes(dtype, x.size(1), d)),
                    data("bias", bias, {3 * heads * d}, kind),
-                   static_cast<const float*>(optional_data("cos", cos, {rows, d}, at::kFloat)),
-                   static_cast<const float*>(optional_data("sin", sin, {rows, d}, at::kFloat)),
+                   static_cast<const float*>(optional_data("cos", cos, {rows, d}, ScalarType::Float)),
+                   static_cast<const float*>(optional_data("sin", sin, {rows, d}, ScalarType::Float)),
                    data("q", q, {rows, heads, d}, kind),
                    data("k", k, {rows, heads, d}, kind),
                    data("v", v, {rows, heads, d}, kind),
@@ -135,20 +178,19 @@ struct AttentionItem {
   const char* packed;
 };
 
-void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, double scale,
-               const std::string& isa) {
+void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, double scale, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(q);
   const auto kind = q.scalar_type();
-  TORCH_CHECK(q.dim() == 3 && cu_seqlens.dim() == 1, "infoprune_cpu: q must have three dimensions, cu_seqlens one");
-  TORCH_CHECK(scale > 0, "infoprune_cpu: scale must be positive, not ", scale);  // the softmax's maximum relies on it
+  require(q.dim() == 3 && cu_seqlens.dim() == 1, "q must have three dimensions, cu_seqlens one");
+  require(scale > 0, "scale must be positive, not ", scale);  // the softmax's maximum relies on it
   const int64_t heads = q.size(1), d = q.size(2), sequences = cu_seqlens.size(0) - 1;
   Attention task{data("q", q, q.sizes(), kind), data("k", k, q.sizes(), kind), data("v", v, q.sizes(), kind),
                  data("q", q, q.sizes(), kind), heads, d, static_cast<float>(scale)};
-  const auto* bounds = static_cast<const int64_t*>(data("cu_seqlens", cu_seqlens, {sequences + 1}, at::kLong));
-  TORCH_CHECK(sequences >= 0 && bounds[0] == 0 && bounds[sequences] == q.size(0),
-              "infoprune_cpu: cu_seqlens must go from 0 to the number of rows");
-  TORCH_CHECK(std::is_sorted(bounds, bounds + sequences + 1), "infoprune_cpu: cu_seqlens must not fall");
+  const auto* bounds = static_cast<const int64_t*>(data("cu_seqlens", cu_seqlens, {sequences + 1}, ScalarType::Long));
+  require(sequences >= 0 && bounds[0] == 0 && bounds[sequences] == q.size(0),
+          "cu_seqlens must go from 0 to the number of rows");
+  require(std::is_sorted(bounds, bounds + sequences + 1), "cu_seqlens must not fall");
   // Packed keys of every (sequence, head), one behind the other.
   std::vector<AttentionItem> packs, blocks;
   int64_t bytes = 0;
@@ -159,7 +201,7 @@ void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seql
       bytes += padded(use.packed_keys_bytes(dtype, length, d), 64);
     }
   }
-  Tensor packed = at::empty({bytes}, at::kByte);
+  Tensor packed = empty({bytes}, ScalarType::Byte);
   char* base = static_cast<char*>(packed.data_ptr());
   run_items(static_cast<int64_t>(packs.size()), 0, [&](int64_t item, void*) {
     const AttentionItem& pack = packs[item];
@@ -179,12 +221,11 @@ void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seql
   });
 }
 
-void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual,
-                     const std::string& isa) {
+void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
-  TORCH_CHECK(x.dim() == 2 && residual.dim() == 2, "infoprune_cpu: x and residual must have two dimensions");
+  require(x.dim() == 2 && residual.dim() == 2, "x and residual must have two dimensions");
   const int64_t rows = x.size(0), k = x.size(1), n = residual.size(1);
   void* out = data("residual", residual, {rows, n}, kind);
   LinearResidual task{data("x", x, x.sizes(), kind),
@@ -196,32 +237,32 @@ void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, 
 }
 
 Activation activation_of(const std::string& name) {
-  if (name == "none") return Activation::none;
   if (name == "quick_gelu") return Activation::quick_gelu;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
   if (name == "silu") return Activation::silu;
-  TORCH_CHECK(false, "infoprune_cpu: unknown activation '", name, "'");
+  require(name == "none", "unknown activation '", name, "'");
+  return Activation::none;
 }
 
 void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
          const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
-         const std::optional<Tensor>& second_bias, const std::string& activation, const std::string& isa) {
+         const std::optional<Tensor>& second_bias, StringHandle activation, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
   // No width can exceed the bytes it takes, so that no size computed from it overflows.
-  TORCH_CHECK(x.dim() == 2 && hidden > 0 && hidden <= first.numel(),
-              "infoprune_cpu: x must have two dimensions, and `first` must be as wide as `hidden` says");
+  require(x.dim() == 2 && hidden > 0 && hidden <= first.numel(),
+          "x must have two dimensions, and `first` must be as wide as `hidden` says");
   const int64_t d = x.size(1);
-  TORCH_CHECK(second.has_value() || hidden == d, "infoprune_cpu: a single matrix must keep the width");
+  require(second.has_value() || hidden == d, "a single matrix must keep the width");
   Ffn task{data("x", x, x.sizes(), kind),
            norm_of(x, norm_weight, norm_bias, eps),
            {packed_data("first", first, use.packed_bytes(dtype, d, hidden)),
             optional_data("first_bias", first_bias, {hidden}, kind), d, hidden},
            {second.has_value() ? packed_data("second", *second, use.packed_bytes(dtype, hidden, d)) : nullptr,
             optional_data("second_bias", second_bias, {d}, kind), hidden, d},
-           activation_of(activation),
+           activation_of(text(activation)),
            data("x", x, x.sizes(), kind)};
   run_rows(x.size(0), use.ffn_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.ffn(dtype, task, row, count, scratch); });
@@ -230,8 +271,8 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
 }  // namespace
 
 // What has an underscore works in place: attention leaves its result in q, the others in the residual stream.
-TORCH_LIBRARY(infoprune_cpu, m) {
-  m.def("instruction_sets() -> str[]", instruction_sets);
+STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
+  m.def("instruction_sets() -> str");
   m.def("pack(Tensor weight, int parts, str isa) -> Tensor");
   m.def(
       "norm_qkv_rope_(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor packed, Tensor bias, "
@@ -243,12 +284,16 @@ TORCH_LIBRARY(infoprune_cpu, m) {
       "int hidden, Tensor? second, Tensor? second_bias, str activation, str isa) -> ()");
 }
 
-TORCH_LIBRARY_IMPL(infoprune_cpu, CPU, m) {
-  m.impl("pack", pack);
-  m.impl("norm_qkv_rope_", norm_qkv_rope);
-  m.impl("attention_", attention);
-  m.impl("linear_residual_", linear_residual);
-  m.impl("ffn_", ffn);
+STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CompositeExplicitAutograd, m) {
+  m.impl("instruction_sets", TORCH_BOX(instruction_sets));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CPU, m) {
+  m.impl("pack", TORCH_BOX(pack));
+  m.impl("norm_qkv_rope_", TORCH_BOX(norm_qkv_rope));
+  m.impl("attention_", TORCH_BOX(attention));
+  m.impl("linear_residual_", TORCH_BOX(linear_residual));
+  m.impl("ffn_", TORCH_BOX(ffn));
 }
 
 }  // namespace infoprune

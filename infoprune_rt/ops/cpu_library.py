@@ -1,7 +1,8 @@
 """The CPU kernels of ``csrc``: compiled on first use, kept, loaded as ``torch.ops.infoprune_cpu``.
 
-The compiled library is kept in the user's cache directory under a name that follows from the sources, torch's
-version, the compiler and its flags, so that a change of any of them compiles anew and nothing stale is ever loaded.
+The compiled library is kept in the user's cache directory under a name that follows from the sources, the compiler and
+its flags, so that a change of any of them compiles anew and nothing stale is ever loaded. It uses PyTorch's stable ABI
+alone: a new torch needs no new library.
 """
 
 from __future__ import annotations
@@ -25,11 +26,7 @@ from infoprune_rt.errors import InfopruneError
 
 SOURCES = Path(__file__).parents[2] / "csrc"
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-Wno-psabi"]
-# Only then do torch's headers run work on several threads. Apple's compiler has no OpenMP: one thread there.
-if sys.platform != "darwin":
-    FLAGS.append("-fopenmp")
-# Never the compiler's own OpenMP library: the symbols are found in the one that torch brings, so that there is one
-# pool of threads, and torch.set_num_threads governs it.
+# Threads are torch's: no OpenMP of the compiler's own.
 LINK_FLAGS = ["-shared", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
 ISA_VARIABLE = "INFOPRUNE_CPU_ISA"
 CACHE_VARIABLE = "INFOPRUNE_CACHE"
@@ -55,7 +52,7 @@ def load_library() -> None:
 def isa() -> str:
     """The instruction set the kernels use here: the best one, or what INFOPRUNE_CPU_ISA demands."""
     load_library()
-    found: list[str] = torch.ops.infoprune_cpu.instruction_sets()
+    found: list[str] = torch.ops.infoprune_cpu.instruction_sets().split(",")
     wanted = os.environ.get(ISA_VARIABLE) or found[0]
     if wanted not in found:
         raise InfopruneError(f"{ISA_VARIABLE} is {wanted!r}, but this machine has {', '.join(found)}")
@@ -88,7 +85,7 @@ def cached_library() -> Path:
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     # The machine too: a home directory may be shared by several kinds.
-    made_by = [torch.__version__, platform.machine(), *compiler, version, *FLAGS, *LINK_FLAGS, *_extra_flags()]
+    made_by = [platform.machine(), *compiler, version, *FLAGS, *LINK_FLAGS, *_extra_flags()]
     digest = hashlib.sha256("\0".join(made_by).encode())
     for path in sorted(SOURCES.iterdir()):
         if path.suffix in (".cpp", ".h", ".inl"):
@@ -154,7 +151,7 @@ def _compile(library: Path) -> None:
         torch_is_at = [f"-L{path}" for path in library_paths()]
         made = aside / library.name
         link = [*command, *LINK_FLAGS, *_extra_flags(), *map(str, objects), *torch_is_at]
-        _run([*link, "-lc10", "-ltorch_cpu", "-ltorch", "-o", str(made)])
+        _run([*link, "-ltorch_cpu", "-o", str(made)])
         made.replace(library)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

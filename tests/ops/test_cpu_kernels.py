@@ -31,7 +31,7 @@ from infoprune_rt.ops.cpu_library import isa, load_library
 
 load_library()
 CPU = torch.ops.infoprune_cpu
-SETS = CPU.instruction_sets()
+SETS = CPU.instruction_sets().split(",")
 DTYPES = (torch.float32, torch.bfloat16)
 
 TOWER_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = CASES | {
