@@ -34,6 +34,22 @@ def _same_kind(op: str, x: Tensor, **others: Tensor) -> None:
             )
 
 
+def _scaled(op: str, x: Tensor, name: str, weight: Tensor, scale_name: str, scale: Tensor | None) -> None:
+    """A weight with a scale is int8, one without has x's dtype."""
+    if (scale is None) == (weight.dtype == torch.int8):
+        raise InfopruneError(
+            f"infoprune::{op}: a weight is int8 exactly where its scale is given, but {name} is {weight.dtype} and "
+            f"{scale_name} is {'missing' if scale is None else 'there'}"
+        )
+    if scale is None:
+        _same_kind(op, x, **{name: weight})
+        return
+    _shape(op, scale_name, scale, weight.shape[0])
+    _same_kind(op, x, **{scale_name: scale})
+    if weight.device != x.device:
+        raise InfopruneError(f"infoprune::{op}: {name} is on {weight.device}, but the input is on {x.device}")
+
+
 def _norm(op: str, x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> int:
     _shape(op, "x", x, None, None)
     width = x.shape[1]
@@ -54,6 +70,7 @@ def norm_qkv_rope(
     sin: Tensor | None,
     num_heads: int,
     head_dim: int,
+    weight_scale: Tensor | None = None,
 ) -> None:
     op = "norm_qkv_rope"
     width = _norm(op, x, norm_weight, norm_bias)
@@ -63,7 +80,8 @@ def norm_qkv_rope(
         )
     _shape(op, "weight", weight, 3 * num_heads * head_dim, width)
     _shape(op, "bias", bias, 3 * num_heads * head_dim)
-    _same_kind(op, x, weight=weight, bias=bias)
+    _same_kind(op, x, bias=bias)
+    _scaled(op, x, "weight", weight, "weight_scale", weight_scale)
     if (cos is None) != (sin is None):
         raise InfopruneError(f"infoprune::{op}: cos and sin go together; give both or neither")
     if cos is not None and sin is not None:
@@ -93,26 +111,40 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
         )
 
 
-def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> None:
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, weight_scale: Tensor | None = None
+) -> None:
     op = "linear_residual"
     _shape(op, "x", x, None, None)
     _shape(op, "weight", weight, None, x.shape[1])
     _shape(op, "bias", bias, weight.shape[0])
     _shape(op, "residual", residual, x.shape[0], weight.shape[0])
-    _same_kind(op, x, weight=weight, bias=bias, residual=residual)
+    _same_kind(op, x, bias=bias, residual=residual)
+    _scaled(op, x, "weight", weight, "weight_scale", weight_scale)
 
 
 def ffn_lowrank(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, down: Tensor, up: Tensor | None, bias: Tensor
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    down: Tensor,
+    up: Tensor | None,
+    bias: Tensor,
+    down_scale: Tensor | None = None,
+    up_scale: Tensor | None = None,
 ) -> None:
     op = "ffn_lowrank"
     width = _norm(op, x, norm_weight, norm_bias)
     _shape(op, "down", down, width if up is None else None, width)
     _shape(op, "bias", bias, width)
-    _same_kind(op, x, down=down, bias=bias)
+    _same_kind(op, x, bias=bias)
+    _scaled(op, x, "down", down, "down_scale", down_scale)
     if up is not None:
         _shape(op, "up", up, width, down.shape[0])
-        _same_kind(op, x, up=up)
+        _scaled(op, x, "up", up, "up_scale", up_scale)
+    elif up_scale is not None:
+        raise InfopruneError(f"infoprune::{op}: up_scale is there, but up is missing; give both or neither")
 
 
 def ffn_dense(
@@ -125,6 +157,8 @@ def ffn_dense(
     fc2_weight: Tensor,
     fc2_bias: Tensor,
     activation: str,
+    fc1_scale: Tensor | None = None,
+    fc2_scale: Tensor | None = None,
 ) -> None:
     op = "ffn_dense"
     width = _norm(op, x, norm_weight, norm_bias)
@@ -132,7 +166,9 @@ def ffn_dense(
     _shape(op, "fc1_bias", fc1_bias, fc1_weight.shape[0])
     _shape(op, "fc2_weight", fc2_weight, width, fc1_weight.shape[0])
     _shape(op, "fc2_bias", fc2_bias, width)
-    _same_kind(op, x, fc1_weight=fc1_weight, fc1_bias=fc1_bias, fc2_weight=fc2_weight, fc2_bias=fc2_bias)
+    _same_kind(op, x, fc1_bias=fc1_bias, fc2_bias=fc2_bias)
+    _scaled(op, x, "fc1_weight", fc1_weight, "fc1_scale", fc1_scale)
+    _scaled(op, x, "fc2_weight", fc2_weight, "fc2_scale", fc2_scale)
     if activation not in ACTIVATIONS:
         raise InfopruneError(
             f"infoprune::{op}: unknown activation {activation!r}; known are {', '.join(sorted(ACTIVATIONS))}"

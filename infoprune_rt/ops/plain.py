@@ -7,6 +7,7 @@ autograd would need. Shapes are in ``schema.py``; the arguments have been checke
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from itertools import groupby
 
 import torch
@@ -34,6 +35,36 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
+def int8_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x (T x K) times an int8 weight (N x K) with its scale per row (N), plus bias: T x N in x's dtype.
+
+    Each row of x becomes whole numbers in -127..127, its largest magnitude 127; the product of whole numbers is exact,
+    the rest is float32 (float64 where x is). A row with NaN or infinity gives NaN; one whose largest magnitude is so
+    small that 127 divided by it overflows counts as zeros.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    largest = wide.abs().amax(-1, keepdim=True)
+    finite, to_codes = largest.isfinite(), 127 / largest
+    codes = (wide * to_codes).where(finite & to_codes.isfinite(), 0).round()
+    steps = (largest / 127).where(finite, torch.nan)
+    out = _whole_product(codes.float(), weight.float()) * steps * scale
+    return (out if bias is None else out + bias).to(x.dtype)
+
+
+def _whole_product(codes: Tensor, weight: Tensor) -> Tensor:
+    """T x N int32, exact, of whole numbers in -127..127 and int8 weights (both given as float32).
+
+    Not torch._int_mm: on CPUs without VNNI its sums of two products saturate at 16 bits.
+    """
+    longest = 2**24 // (127 * 128)  # so many products sum up exactly in float32
+    parts = zip(torch.split(codes, longest, 1), torch.split(weight, longest, 1), strict=True)
+    return reduce(torch.add, (F.linear(*part).int() for part in parts))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias) if scale is None else int8_linear(x, weight, scale, bias)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate-half rotary embedding; x is T x h x D, cos and sin T x 1 x D in float32 (so is the sum)."""
     first, second = x.chunk(2, dim=-1)
@@ -51,12 +82,14 @@ def norm_qkv_rope(
     sin: Tensor | None,
     num_heads: int,
     head_dim: int,
+    weight_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     normed = _norm(x, norm_weight, norm_bias, eps)
     # One product per part leaves q, k and v contiguous; slicing one wide product would cost a copy each.
+    scales = (None, None, None) if weight_scale is None else weight_scale.chunk(3)
     q, k, v = (
-        F.linear(normed, part_weight, part_bias).view(-1, num_heads, head_dim)
-        for part_weight, part_bias in zip(weight.chunk(3), bias.chunk(3), strict=True)
+        _linear(normed, *part).view(-1, num_heads, head_dim)
+        for part in zip(weight.chunk(3), bias.chunk(3), scales, strict=True)
     )
     if cos is not None and sin is not None:
         cos, sin = cos[:, None], sin[:, None]
@@ -78,16 +111,27 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    return F.linear(x, weight, bias).add_(residual)
+def linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, weight_scale: Tensor | None = None
+) -> Tensor:
+    return _linear(x, weight, bias, weight_scale).add_(residual)
 
 
 def ffn_lowrank(
-    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, down: Tensor, up: Tensor | None, bias: Tensor
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    down: Tensor,
+    up: Tensor | None,
+    bias: Tensor,
+    down_scale: Tensor | None = None,
+    up_scale: Tensor | None = None,
 ) -> Tensor:
     normed = _norm(x, norm_weight, norm_bias, eps)
-    mapped = F.linear(normed, down, bias) if up is None else F.linear(F.linear(normed, down), up, bias)
-    return mapped.add_(x)
+    if up is None:
+        return _linear(normed, down, bias, down_scale).add_(x)
+    return _linear(_linear(normed, down, None, down_scale), up, bias, up_scale).add_(x)
 
 
 def ffn_dense(
@@ -100,6 +144,8 @@ def ffn_dense(
     fc2_weight: Tensor,
     fc2_bias: Tensor,
     activation: str,
+    fc1_scale: Tensor | None = None,
+    fc2_scale: Tensor | None = None,
 ) -> Tensor:
-    hidden = F.linear(_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias)
-    return F.linear(ACTIVATIONS[activation](hidden), fc2_weight, fc2_bias).add_(x)
+    hidden = _linear(_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias, fc1_scale)
+    return _linear(ACTIVATIONS[activation](hidden), fc2_weight, fc2_bias, fc2_scale).add_(x)

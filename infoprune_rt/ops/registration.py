@@ -2,7 +2,9 @@
 
 The backward of an operator differentiates its plain definition again from the saved inputs; it is
 an operator of its own (``<name>_backward``), because the sequence bounds have values that a
-compiler's trace cannot see.
+compiler's trace cannot see. With int8 weights there is no backward: rounding has no gradient.
+
+torch leaves out trailing arguments that have their default value when it calls these kernels.
 """
 
 # torch.library.Library has no annotations.
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops import checks, fakes, plain
 from infoprune_rt.ops.schema import NAMESPACE, SCHEMAS
 
@@ -41,13 +44,18 @@ def _backward_schema(schema: str) -> str:
 
 
 def _wanted(args: Sequence[Any], wanted: Sequence[bool]) -> list[int]:
-    return [i for i, (arg, want) in enumerate(zip(args, wanted, strict=True)) if want and arg is not None]
+    # Of different lengths where trailing defaults were left out of one of them.
+    return [i for i, (arg, want) in enumerate(zip(args, wanted, strict=False)) if want and arg is not None]
 
 
 def _recompute_gradients(name: str) -> Callable[..., list[Tensor]]:
     definition = getattr(plain, name)
 
     def kernel(grads: list[Tensor], wanted: list[bool], *args: Any) -> list[Tensor]:
+        if any(isinstance(arg, Tensor) and arg.dtype == torch.int8 for arg in args):
+            raise InfopruneError(
+                f"infoprune::{name} has no gradient with int8 weights; train the tower first, then quantise it"
+            )
         chosen = _wanted(args, wanted)
         leaves = list(args)
         for i in chosen:
@@ -78,7 +86,7 @@ def _backward(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
             args[i] = tensor
         wanted = list(ctx.needs_input_grad)
         operator = getattr(getattr(torch.ops, NAMESPACE), f"{name}_backward")
-        result: list[Tensor | None] = [None] * len(args)
+        result: list[Tensor | None] = [None] * len(wanted)
         for i, grad in zip(_wanted(args, wanted), operator(list(grads), wanted, *args), strict=True):
             result[i] = grad
         return tuple(result)

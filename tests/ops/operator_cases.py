@@ -48,6 +48,53 @@ def dense_case(tokens: int, d: int, hidden: int, activation: str) -> tuple[Any, 
     return rand(tokens, d), *norm_args(d), *weights, activation
 
 
+def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight's int8 form and its scale per row, exact in every dtype."""
+    steps = weight.abs().amax(1) / 127
+    scale = torch.exp2(steps.log2().ceil())
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
+WEIGHTS = {"norm_qkv_rope": (4,), "linear_residual": (1,), "ffn_lowrank": (4, 5), "ffn_dense": (4, 6)}
+PLAIN_ARGUMENTS = {"norm_qkv_rope": 10, "linear_residual": 4, "ffn_lowrank": 7, "ffn_dense": 9}
+
+
+def quantized(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with int8 weights, and their scales behind."""
+    changed, scales = list(args), []
+    for place in WEIGHTS[name]:
+        found = (None, None) if args[place] is None else int8(args[place])
+        changed[place] = found[0]
+        scales.append(found[1])
+    return (*changed, *scales)
+
+
+def dequantized(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The float arguments that quantised ones stand for."""
+    count = PLAIN_ARGUMENTS[name]
+    changed = list(args[:count])
+    for place, scale in zip(WEIGHTS[name], args[count:], strict=True):
+        changed[place] = None if scale is None else args[place].to(scale.dtype) * scale[:, None]
+    return tuple(changed)
+
+
+def int8_tolerances(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    """How far each output of quantised arguments may be from the float64 definition.
+
+    Rounding upstream moves some activations to the next code. That costs no more than quantising them did, twice over,
+    beside what the float operator's own rounding costs.
+    """
+    plain = dequantized(name, args)
+    exact = outputs(DEFINITIONS[name](*cast(args, torch.float64)))
+    smooth = outputs(DEFINITIONS[name](*cast(plain, torch.float64)))
+    naive = outputs(DEFINITIONS[name](*plain))
+    eps = torch.finfo(args[0].dtype).eps
+    return [
+        2 * (e - s).abs().max() + 2 * (n - s).abs().max() + eps * e.abs().max()
+        for e, s, n in zip(exact, smooth, naive, strict=True)
+    ]
+
+
 CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "qkv-rope": ("norm_qkv_rope", lambda: qkv_case(11, 30, 3, 12, rope=True)),
     "qkv-plain": ("norm_qkv_rope", lambda: qkv_case(7, 20, 1, 5, rope=False)),
@@ -64,6 +111,16 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "gelu_pytorch_tanh": ("ffn_dense", lambda: dense_case(9, 14, 33, "gelu_pytorch_tanh")),
     "silu-1-neuron": ("ffn_dense", lambda: dense_case(2, 14, 1, "silu")),
 }
+INT8_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "qkv-rope": ("norm_qkv_rope", lambda: quantized("norm_qkv_rope", qkv_case(11, 30, 3, 12, rope=True))),
+    "qkv-one-token": ("norm_qkv_rope", lambda: quantized("norm_qkv_rope", qkv_case(1, 16, 5, 8, rope=False))),
+    "linear": ("linear_residual", lambda: quantized("linear_residual", linear_case(9, 7, 22))),
+    "linear-long": ("linear_residual", lambda: quantized("linear_residual", linear_case(3, 2500, 5))),
+    "lowrank": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(9, 22, 5))),
+    "merged": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(9, 22, None))),
+    "quick_gelu": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(9, 14, 33, "quick_gelu"))),
+    "silu-1-neuron": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(2, 14, 1, "silu"))),
+}
 
 
 def cast(args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -79,10 +136,28 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
 
 
+def _product(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x W^T; an int8 W is multiplied by its scales, and each row of x rounded to 127 steps either side of zero."""
+    if scale is None:
+        return x @ weight.T
+    step = x.abs().amax(1, keepdim=True) / 127
+    return (x / step).nan_to_num().round() * step @ (weight.to(x.dtype) * scale[:, None]).T
+
+
 def _norm_qkv_rope(
-    x: Tensor, nw: Tensor, nb: Tensor, eps: float, w: Tensor, b: Tensor, cos: Any, sin: Any, h: int, dim: int
+    x: Tensor,
+    nw: Tensor,
+    nb: Tensor,
+    eps: float,
+    w: Tensor,
+    b: Tensor,
+    cos: Any,
+    sin: Any,
+    h: int,
+    dim: int,
+    s: Any = None,
 ) -> tuple[Tensor, ...]:
-    q, k, v = (_norm(x, nw, nb, eps) @ w.T + b).view(-1, 3, h, dim).unbind(1)
+    q, k, v = (_product(_norm(x, nw, nb, eps), w, s) + b).view(-1, 3, h, dim).unbind(1)
     return (q, k, v) if cos is None else (_turn(q, cos, sin), _turn(k, cos, sin), v)
 
 
@@ -105,16 +180,28 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float
     return torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
 
 
-def _ffn_lowrank(x: Tensor, nw: Tensor, nb: Tensor, eps: float, down: Tensor, up: Any, bias: Tensor) -> Tensor:
-    mapped = _norm(x, nw, nb, eps) @ down.T
-    return x + (mapped if up is None else mapped @ up.T) + bias
+def _ffn_lowrank(
+    x: Tensor, nw: Tensor, nb: Tensor, eps: float, down: Tensor, up: Any, bias: Tensor, s1: Any = None, s2: Any = None
+) -> Tensor:
+    mapped = _product(_norm(x, nw, nb, eps), down, s1)
+    return x + (mapped if up is None else _product(mapped, up, s2)) + bias
 
 
 def _ffn_dense(
-    x: Tensor, nw: Tensor, nb: Tensor, eps: float, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, activation: str
+    x: Tensor,
+    nw: Tensor,
+    nb: Tensor,
+    eps: float,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    activation: str,
+    s1: Any = None,
+    s2: Any = None,
 ) -> Tensor:
-    hidden = _norm(x, nw, nb, eps) @ w1.T + b1
-    return x + _ACTIVATIONS[activation](hidden) @ w2.T + b2
+    hidden = _product(_norm(x, nw, nb, eps), w1, s1) + b1
+    return x + _product(_ACTIVATIONS[activation](hidden), w2, s2) + b2
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,7 +214,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 DEFINITIONS: dict[str, Callable[..., Any]] = {
     "norm_qkv_rope": _norm_qkv_rope,
     "attention": _attention,
-    "linear_residual": lambda x, w, b, residual: residual + x @ w.T + b,
+    "linear_residual": lambda x, w, b, residual, scale=None: residual + _product(x, w, scale) + b,
     "ffn_lowrank": _ffn_lowrank,
     "ffn_dense": _ffn_dense,
 }

@@ -12,20 +12,25 @@ from hypothesis import strategies as st
 from operator_cases import (
     CASES,
     DEFINITIONS,
+    INT8_CASES,
     OPS,
     attention_case,
     cast,
     dense_case,
+    int8,
+    int8_tolerances,
     linear_case,
     lowrank_case,
     outputs,
     qkv_case,
+    quantized,
     rand,
 )
 from torch import Tensor
 from torch.library import opcheck
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.plain import int8_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -42,6 +47,71 @@ def test_equals_its_definition(case: str, dtype: torch.dtype) -> None:
         assert mine.shape == truth.shape
         rounding = torch.finfo(dtype).eps * truth.abs().max()
         assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
+
+
+@pytest.mark.parametrize("case", INT8_CASES)
+def test_int8_equals_its_definition(case: str) -> None:
+    name, make = INT8_CASES[case]
+    args = make()
+    got, exact = outputs(getattr(OPS, name)(*args)), outputs(DEFINITIONS[name](*args))
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-12) for a, b in zip(got, exact, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", INT8_CASES)
+def test_int8_in_other_dtypes(case: str, dtype: torch.dtype) -> None:
+    name, make = INT8_CASES[case]
+    args = cast(make(), dtype)
+    got, exact = outputs(getattr(OPS, name)(*args)), outputs(DEFINITIONS[name](*cast(args, torch.float64)))
+    for mine, truth, allowed in zip(got, exact, int8_tolerances(name, args), strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == truth.shape
+        assert (mine - truth).abs().max() <= allowed
+
+
+@given(tokens=st.integers(0, 5), n=st.integers(1, 2300), d=st.integers(1, 9), exponent=st.integers(-30, 30))
+@settings(max_examples=40, deadline=None)
+def test_quantising_activations_costs_half_a_step_each(tokens: int, n: int, d: int, exponent: int) -> None:
+    x, (weight, scale) = rand(tokens, n, scale=2.0**exponent), int8(rand(d, n))
+    wide = weight.double() * scale[:, None]
+    error = (int8_linear(x, weight, scale, None) - x @ wide.T).abs()
+    half_steps = x.abs().amax(1, keepdim=True) / 254
+    assert (error <= half_steps * wide.abs().sum(1) * (1 + 1e-9)).all()
+
+
+@given(power=st.integers(-100, 90))
+@settings(max_examples=30, deadline=None)
+def test_a_row_scaled_by_a_power_of_two_gives_the_same_scaled(power: int) -> None:
+    x, (weight, scale) = rand(3, 20).float(), int8(rand(4, 20))
+    once = int8_linear(x, weight, scale.float(), None)
+    factor = torch.tensor([[1.0], [2.0**power], [1.0]])
+    assert torch.equal(int8_linear(x * factor, weight, scale.float(), None), once * factor)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_without_numbers_gives_nan_and_touches_no_other(value: float) -> None:
+    x, (weight, scale), bias = rand(3, 20).float(), int8(rand(4, 20)), rand(4).float()
+    expected = int8_linear(x, weight, scale.float(), bias)
+    x[1, 7] = value
+    got = int8_linear(x, weight, scale.float(), bias)
+    assert got[1].isnan().all()
+    assert torch.equal(got[::2], expected[::2])
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-45, 1e-38, 3e-37])
+def test_rows_of_nothing_give_the_bias(magnitude: float) -> None:
+    (weight, scale), bias = int8(rand(4, 20)), rand(4).float()
+    assert torch.equal(int8_linear(torch.full((1, 20), magnitude), weight, scale.float(), bias), bias[None])
+
+
+@given(n=st.integers(2, 4000), sign=st.sampled_from([1, -1]))
+@settings(max_examples=20, deadline=None)
+def test_the_largest_sums_are_exact(n: int, sign: int) -> None:
+    codes = torch.full((1, n), 127.0)
+    codes[0, 0] = sign
+    weight = torch.full((2, n), 127, dtype=torch.int8)
+    out = int8_linear(codes.double(), weight, torch.ones(2, dtype=torch.float64), None)
+    assert out.tolist() == [[127.0 * 127 * (n - 1) + sign * 127] * 2]
 
 
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any))
@@ -65,6 +135,15 @@ def test_gradients(case: str) -> None:
     assert torch.autograd.gradcheck(getattr(OPS, name), args, fast_mode=True)
 
 
+@pytest.mark.parametrize("case", INT8_CASES)
+def test_int8_has_no_gradient(case: str) -> None:
+    name, make = INT8_CASES[case]
+    first, *rest = make()
+    out = outputs(getattr(OPS, name)(first.requires_grad_(), *rest))[0]
+    with pytest.raises(InfopruneError, match=f"infoprune::{name} has no gradient with int8 weights; train the tower"):
+        out.sum().backward()
+
+
 def test_gradients_reach_only_what_asks_for_them() -> None:
     x, weight, bias, residual = linear_case(4, 5, 6)
     weight.requires_grad_()
@@ -85,6 +164,12 @@ def test_opcheck(case: str) -> None:
     opcheck(getattr(OPS, name).default, args)
 
 
+@pytest.mark.parametrize("case", INT8_CASES)
+def test_opcheck_int8(case: str) -> None:
+    name, make = INT8_CASES[case]
+    opcheck(getattr(OPS, name).default, cast(make(), torch.float32))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_autocast_changes_nothing(case: str) -> None:
     name, make = CASES[case]
@@ -101,6 +186,7 @@ def replaced(args: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
 
 QKV, ATTENTION, LINEAR = qkv_case(5, 12, 2, 4, rope=True), attention_case([2, 3], 2, 4), linear_case(4, 5, 6)
 LOWRANK, DENSE = lowrank_case(4, 6, 3), dense_case(4, 6, 9, "gelu")
+MERGED = quantized("ffn_lowrank", lowrank_case(4, 6, None))[:-1]
 BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("norm_qkv_rope", replaced(QKV, 0, rand(5, 4, 12)), "x must have shape (any, any), not (5, 4, 12)"),
     ("norm_qkv_rope", replaced(QKV, 0, rand(5, 12).long()), "must be a floating-point tensor, not torch.int64"),
@@ -134,6 +220,25 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("ffn_lowrank", replaced(LOWRANK, 5, rand(6, 4)), "up must have shape (6, 3), not (6, 4)"),
     ("ffn_lowrank", replaced(LOWRANK, 5, None), "down must have shape (6, 6), not (3, 6)"),
     ("ffn_dense", replaced(DENSE, 6, rand(6, 8)), "fc2_weight must have shape (6, 9), not (6, 8)"),
+    (
+        "linear_residual",
+        (*LINEAR, rand(6)),
+        "int8 exactly where its scale is given, but weight is torch.float64 and weight_scale is there",
+    ),
+    ("linear_residual", quantized("linear_residual", LINEAR)[:-1], "weight is torch.int8 and weight_scale is missing"),
+    (
+        "linear_residual",
+        replaced(quantized("linear_residual", LINEAR), 4, rand(5)),
+        "weight_scale must have shape (6), not (5)",
+    ),
+    (
+        "norm_qkv_rope",
+        replaced(quantized("norm_qkv_rope", QKV), 10, rand(24).float()),
+        "weight_scale is torch.float32 on cpu, but the input is torch.float64",
+    ),
+    ("ffn_lowrank", replaced(quantized("ffn_lowrank", LOWRANK), 8, None), "up is torch.int8 and up_scale is missing"),
+    ("ffn_lowrank", (*MERGED, rand(6)), "up_scale is there, but up is missing"),
+    ("ffn_dense", (*DENSE, None, rand(6)), "fc2_weight is torch.float64 and fc2_scale is there"),
     ("ffn_dense", replaced(DENSE, 8, "relu6"), "unknown activation 'relu6'; known are gelu, gelu_pytorch_tanh"),
 ]
 
