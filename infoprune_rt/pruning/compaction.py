@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from infoprune_rt.plan import BlockPlan
-from infoprune_rt.pruning.calibration import head_columns
 from infoprune_rt.pruning.ffn_forms import FFNFit
 from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.pruning.output_refit import refit_output
-from infoprune_rt.towers.base import SourceBlock, TowerAdapter
+from infoprune_rt.towers.base import SourceBlock, TowerAdapter, layer_state
 
 
 def slice_attention(adapter: TowerAdapter, block: SourceBlock, plan: BlockPlan) -> dict[str, Tensor]:
@@ -19,20 +18,10 @@ def slice_attention(adapter: TowerAdapter, block: SourceBlock, plan: BlockPlan) 
     Exact: the result acts as the dense attention whose other heads are multiplied by zero. A block
     without heads keeps its output bias alone.
     """
-    out = block.out_proj
+    state = adapter.attention_state(block, plan.heads)
     if not plan.heads:
-        return {"out.bias": out.bias.detach()}
-    weight, bias = (tensor.detach() for tensor in adapter.qkv(block))
-    heads, head_dim = list(plan.heads), weight.shape[2]
-    columns = head_columns(heads, head_dim, out.weight.device)
-    return {
-        "norm1.weight": block.norm1.weight.detach(),
-        "norm1.bias": block.norm1.bias.detach(),
-        "qkv.weight": weight[:, heads].flatten(0, 2),
-        "qkv.bias": bias[:, heads].flatten(),
-        "out.weight": _scaled(out.weight.detach()[:, columns], plan.zeta, head_dim),
-        "out.bias": out.bias.detach(),
-    }
+        return {"out.bias": state["out.bias"]}
+    return state | {"out.weight": _scaled(state["out.weight"], plan.zeta)}
 
 
 def refitted(attention: dict[str, Tensor], moments: Twin) -> dict[str, Tensor]:
@@ -46,13 +35,14 @@ def refitted(attention: dict[str, Tensor], moments: Twin) -> dict[str, Tensor]:
 
 def pack(block: SourceBlock, attention: dict[str, Tensor], ffn: FFNFit) -> dict[str, Tensor]:
     """One compact block's state: copies, sharing no memory with the tower."""
-    norm2 = {"norm2.weight": block.norm2.weight.detach(), "norm2.bias": block.norm2.bias.detach()}
-    state = attention | norm2 | {f"ffn.{name}": tensor for name, tensor in ffn.tensors.items()}
+    state = (
+        attention | layer_state("norm2", block.norm2) | {f"ffn.{name}": tensor for name, tensor in ffn.tensors.items()}
+    )
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
-def _scaled(weight: Tensor, zeta: tuple[float, ...] | None, head_dim: int) -> Tensor:
+def _scaled(weight: Tensor, zeta: tuple[float, ...] | None) -> Tensor:
     if zeta is None:
         return weight
-    factor = weight.new_tensor(zeta, dtype=torch.float32).repeat_interleave(head_dim)
+    factor = weight.new_tensor(zeta, dtype=torch.float32).repeat_interleave(weight.shape[1] // len(zeta))
     return (weight.float() * factor).to(weight.dtype)

@@ -29,7 +29,7 @@ class CpuEngine:
         self.isa = isa()
         # Held, so that no other weights can come to lie where these were.
         self._made_from = [parameter.detach() for parameter in blocks.parameters()]
-        self._state = _state(blocks)
+        self._state = weights_state(blocks)
         with torch.no_grad():
             self._blocks = [_PackedBlock(cast(CompactBlock, block), self.isa) for block in blocks]
 
@@ -39,7 +39,7 @@ class CpuEngine:
         Not seen is what PyTorch itself does not count: writing through ``.data`` or NumPy, and writing to weights
         that were made in inference mode.
         """
-        return self._state == _state(blocks)
+        return self._state == weights_state(blocks)
 
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
@@ -67,9 +67,9 @@ def dtype_of(blocks: nn.Module) -> torch.dtype | None:
     return dtype if device == "cpu" and dtype in DTYPES else None
 
 
-def _state(blocks: nn.Module) -> list[tuple[object, ...]]:
+def weights_state(module: nn.Module) -> list[tuple[object, ...]]:
     """Changes whenever a weight is replaced (while the earlier one is held) or written to."""
-    return [(p.data_ptr(), p.stride(), 0 if p.is_inference() else p._version) for p in blocks.parameters()]
+    return [(p.data_ptr(), p.stride(), 0 if p.is_inference() else p._version) for p in module.parameters()]
 
 
 class _PackedBlock:

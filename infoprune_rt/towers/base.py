@@ -153,7 +153,43 @@ class TowerAdapter(ABC):
 
     @abstractmethod
     def ends_state(self, tower: nn.Module) -> dict[str, Tensor]:
-        """Tensors before and after the blocks, under the compact tower's names."""
+        """Tensors before and after the blocks, detached, under the compact tower's names."""
+
+    def attention_state(self, block: SourceBlock, heads: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """``norm1``, ``qkv`` (3 h D x d) and ``out`` (d x h D) of the given heads, detached.
+
+        Without ``heads`` all of them, sharing the block's memory where the layouts agree.
+        """
+        weight, bias = (tensor.detach() for tensor in self.qkv(block))
+        out = block.out_proj.weight.detach()
+        if heads is not None:
+            columns = out.reshape(len(out), -1, weight.shape[2])
+            kept = list(heads)
+            weight, bias, out = weight[:, kept], bias[:, kept], columns[:, kept].flatten(1)
+        return layer_state("norm1", block.norm1) | {
+            "qkv.weight": weight.flatten(0, 2),
+            "qkv.bias": bias.flatten(),
+            "out.weight": out,
+            "out.bias": block.out_proj.bias.detach(),
+        }
+
+    def dense_state(self, tower: nn.Module) -> dict[str, Tensor]:
+        """The compact tower's state of an unmodified tower from which nothing is removed, detached.
+
+        It shares the tower's memory where the layouts agree; ``qkv`` decides whether projections are copies.
+        """
+        state = self.ends_state(tower)
+        for i, block in enumerate(self.blocks(tower)):
+            parts = self.attention_state(block) | layer_state("norm2", block.norm2)
+            for layer, module in (("fc1", block.fc1), ("fc2", block.fc2)):
+                parts |= {f"ffn.{layer}_weight": module.weight.detach(), f"ffn.{layer}_bias": module.bias.detach()}
+            state |= {f"blocks.{i}.{name}": tensor for name, tensor in parts.items()}
+        return state
+
+
+def layer_state(name: str, layer: nn.Linear | nn.LayerNorm) -> dict[str, Tensor]:
+    """A layer's weight and bias, detached, under the compact tower's name for it."""
+    return {f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()}
 
 
 def feature(features: Mapping[str, Any], name: str) -> Tensor:

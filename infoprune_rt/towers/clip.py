@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.runtime.packing import sequence_bounds
-from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape, feature
+from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape, feature, layer_state
 from infoprune_rt.towers.outputs import HiddenStatesWanted, refuse_attentions, run_blocks, tower_output
 
 
@@ -205,8 +205,6 @@ class CLIPAdapter(TowerAdapter):
             "patch_embed.weight": embeddings.patch_embedding.weight.detach().flatten(1),
             "class_embedding": embeddings.class_embedding.detach(),
             "position_embedding": embeddings.position_embedding.weight.detach(),
-            "pre_norm.weight": dense.pre_layrnorm.weight.detach(),
-            "pre_norm.bias": dense.pre_layrnorm.bias.detach(),
-            "post_norm.weight": dense.post_layernorm.weight.detach(),
-            "post_norm.bias": dense.post_layernorm.bias.detach(),
+            **layer_state("pre_norm", dense.pre_layrnorm),
+            **layer_state("post_norm", dense.post_layernorm),
         }

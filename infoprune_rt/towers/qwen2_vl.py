@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransforme
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.runtime.packing import pack_grids
-from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape, feature
+from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape, feature, layer_state
 from infoprune_rt.towers.outputs import HiddenStatesWanted, refuse_attentions, run_blocks, tower_output
 
 NORM_EPS = 1e-6  # fixed in the architecture, absent from its config
@@ -185,5 +185,5 @@ class Qwen2VLAdapter(TowerAdapter):
         modules = {"merger.norm": merger.ln_q, "merger.fc1": merger.mlp[0], "merger.fc2": merger.mlp[2]}
         state = {"patch_embed.weight": dense.patch_embed.proj.weight.detach().flatten(1)}
         for name, module in modules.items():
-            state |= {f"{name}.weight": module.weight.detach(), f"{name}.bias": module.bias.detach()}
+            state |= layer_state(name, module)
         return state
