@@ -3,7 +3,7 @@
 
 // Keys as the columns of one packed matrix (head_dim x n), values as the rows of another (n x head_dim).
 template <class S>
-INLINE int64_t value_rows(int64_t n) { return padded(n, kPanel); }
+INLINE int64_t value_rows(int64_t n) { return padded(n, kAlign<Elem<S>> > kPanel ? kAlign<Elem<S>> : kPanel); }
 
 template <class S>
 static int64_t packed_keys_size(int64_t n, int64_t head_dim) {
@@ -19,9 +19,10 @@ static void pack_key_panel(const S* k, int64_t stride, int64_t count, int64_t d,
     for (int64_t s = 0; s < d / kStep<E>; ++s)
       for (int64_t j = 0; j < kPanel; ++j)
         __builtin_memcpy(to + (s * kPanel + j) * kStep<E>, k + j * stride + s * kStep<E>, 4);
+    for (int64_t i = d * kPanel; i < panel_size<E>(d); ++i) to[i] = E{};
     return;
   }
-  pack_weight<S>(k, stride, d, count, to);
+  pack_weight(k, stride, d, count, to);
 }
 
 // The rows of one step (one row, or a pair of them) -> 16 columns of one panel.
@@ -71,7 +72,7 @@ struct AttentionScratch {
   int64_t query_stride, out_stride, scores, sums, queries, weights, maxima, totals, bytes;
 
   explicit AttentionScratch(int64_t head_dim) {
-    query_stride = steps<E>(head_dim) * kStep<E>;
+    query_stride = depth<E>(head_dim);
     out_stride = padded(head_dim, kPanel);
     int64_t at = 0;
     auto place = [&at](int64_t size) {
@@ -99,6 +100,10 @@ INLINE float soften(const float* scores, int64_t count, int64_t width, float sca
   float peak = maximum(peaks);
   for (int64_t i = whole; i < count; ++i) peak = scores[i] > peak ? scores[i] : peak;
   peak = peak * scale > most ? peak * scale : most;
+  // Where all scores so far are -inf, -inf - peak must not be NaN; what is summed now is scaled to 0 by the next peak.
+  const float before = most;
+  most = peak;
+  if (peak == -__builtin_inff()) peak = 0;
   Floats totals{};
   for (int64_t i = 0; i < whole; i += kLanes) {
     Floats weight = exp2(load(scores + i) * scale - peak);
@@ -112,9 +117,8 @@ INLINE float soften(const float* scores, int64_t count, int64_t width, float sca
     store_some(to + whole, weight, count - whole);
   }
   for (int64_t i = count; i < width; ++i) to[i] = from_float<E>(0.0f);
-  float shrink = most == peak ? 1.0f : __builtin_exp2f(most - peak);
+  float shrink = before == most ? 1.0f : __builtin_exp2f(before - peak);
   total = total * shrink + now;
-  most = peak;
   return shrink;
 }
 
@@ -139,8 +143,8 @@ static void attend(const Attention& task, int64_t start, int64_t n, int64_t head
     totals[i] = 0;
   }
   for (int64_t key = 0; key < n; key += kKeyBlock) {
-    int64_t count = smaller(kKeyBlock, n - key), width = padded(count, kPanel);
-    product(rows, queries, at.query_stride, keys + key / kPanel * key_panel, key_panel, d, width / kPanel, scores,
+    int64_t count = smaller(kKeyBlock, n - key), width = value_rows<S>(count);
+    product(rows, queries, at.query_stride, keys + key / kPanel * key_panel, key_panel, d, panels(count), scores,
             kKeyBlock, false);
     for (int64_t i = 0; i < rows; ++i) {
       float shrink =
@@ -154,7 +158,7 @@ static void attend(const Attention& task, int64_t start, int64_t n, int64_t head
   }
   S* out = static_cast<S*>(task.out) + first;
   for (int64_t i = 0; i < rows; ++i) {
-    float part = 1.0f / totals[i];
+    float part = maxima[i] == -__builtin_inff() ? __builtin_nanf("") : 1.0f / totals[i];  // 0 / 0
     for (int64_t j = 0; j < d; j += kLanes) {
       int64_t some = smaller(kLanes, d - j);
       store_some(out + i * stride + j, load(sums + i * at.out_stride + j) * part, some);

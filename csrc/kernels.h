@@ -2,7 +2,7 @@
 //
 // A kernel works on one item (some rows, or one query block); operators.cpp hands items to threads. Matrices are row
 // major. Weights come packed: columns in panels of 16, each panel K x 16 (or K/2 x 16 x 2 where pairs of bfloat16 are
-// multiplied at once), zero-filled at the edges.
+// multiplied at once, K/4 x 16 x 4 for bytes), zero-filled at the edges.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +10,8 @@
 namespace infoprune {
 
 constexpr int64_t kPanel = 16;       // columns of a packed panel
-constexpr int64_t kQueryBlock = 60;  // rows of one attention item
 constexpr int64_t kKeyBlock = 128;   // keys whose scores are held at a time
-constexpr int64_t kRowBlock = 60;    // rows of one item of the other operators
+constexpr int kMostKernels = 6;      // instruction sets there can be
 
 enum class Dtype : int32_t { f32, bf16 };
 enum class Activation : int32_t { none, quick_gelu, gelu, gelu_tanh, silu };
@@ -22,7 +21,8 @@ enum class Activation : int32_t { none, quick_gelu, gelu, gelu_tanh, silu };
 static constexpr int64_t panels(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 static constexpr int64_t padded(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// A packed K x N matrix with its bias (N values in the activations' dtype, or null).
+// A packed K x N matrix with its bias (N values in the activations' dtype, or null). Where it is quantised, its scales
+// are packed with it, and the rows it is multiplied with are quantised as they come.
 struct Linear {
   const void* packed;
   const void* bias;
@@ -50,6 +50,7 @@ struct NormQkvRope {
   void* k;
   void* v;
   int64_t heads, head_dim;
+  bool quantised;
 };
 
 // residual + linear(x); out may be residual.
@@ -58,6 +59,7 @@ struct LinearResidual {
   Linear linear;
   const void* residual;
   void* out;
+  bool quantised;
 };
 
 // x + second(activation(first(norm(x)))); without a second matrix, x + first(norm(x)). out may be x.
@@ -67,6 +69,7 @@ struct Ffn {
   Linear first, second;  // second.packed null: only the first
   Activation activation;
   void* out;
+  bool quantised;  // both matrices
 };
 
 // q, k, v (each T x heads x head_dim) -> out, laid out alike; out may be q. One item: a block of queries of one head of
@@ -82,10 +85,15 @@ struct Attention {
 
 struct Kernels {
   const char* name;
+  int64_t row_block;    // most rows of one item of the row operators
+  int64_t query_block;  // and of one attention item
   // Bytes of one packed K x N matrix.
   int64_t (*packed_bytes)(Dtype, int64_t k, int64_t n);
   // weight: N x K as torch keeps it.
   void (*pack)(Dtype, const void* weight, int64_t k, int64_t n, void* packed);
+  // The same for int8 weights with a scale for each of the N columns.
+  int64_t (*quantised_bytes)(int64_t k, int64_t n);
+  void (*pack_quantised)(const int8_t* weight, const float* scale, int64_t k, int64_t n, void* packed);
 
   int64_t (*norm_qkv_rope_scratch)(Dtype, const NormQkvRope&);
   void (*norm_qkv_rope)(Dtype, const NormQkvRope&, int64_t row, int64_t rows, void* scratch);
@@ -103,13 +111,15 @@ struct Kernels {
 };
 
 // Those this machine can run, best first; returns how many.
-int available_kernels(const Kernels* found[4]);
+int available_kernels(const Kernels* found[kMostKernels]);
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512_vnni;
 extern const Kernels kernels_avx512_bf16;
+extern const Kernels kernels_amx;
 #endif
 
 }  // namespace infoprune

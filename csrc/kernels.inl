@@ -1,9 +1,10 @@
 // All kernels of one instruction set. The including file names it (INFOPRUNE_ISA), its vectors (INFOPRUNE_LANES) and
-// the largest tile of accumulators its registers hold (INFOPRUNE_ROWS x INFOPRUNE_PANELS panels of 16).
+// the largest tile of accumulators its registers hold (INFOPRUNE_ROWS x INFOPRUNE_PANELS panels of 16), and which dot
+// products it has (INFOPRUNE_BF16_DOT, INFOPRUNE_INT8_DOT, INFOPRUNE_AMX).
 //
 // Everything is in an unnamed namespace, and no inline function of a library is used: code compiled for one set must
 // never be merged with another's by the linker.
-#if defined(INFOPRUNE_BF16_DOT)
+#if defined(INFOPRUNE_INT8_DOT)
 #include <immintrin.h>
 #endif
 
@@ -15,6 +16,13 @@ namespace INFOPRUNE_ISA {
 
 #include "vectors.inl"
 
+// Rows of an item: whole tiles of rows, and few enough for an item's factors to stay in the second cache.
+#if defined(INFOPRUNE_AMX)
+constexpr int64_t kRowBlock = 128, kQueryBlock = 64;
+#else
+constexpr int64_t kRowBlock = 60, kQueryBlock = 60;
+#endif
+
 #include "tiles.inl"
 
 #include "rows.inl"
@@ -23,34 +31,103 @@ namespace INFOPRUNE_ISA {
 
 constexpr int64_t kChunk = 4;  // panels of sums held at a time: they stay in the nearest cache
 
-template <class E>
-INLINE int64_t factors_bytes(int64_t k) { return padded(kRowBlock * steps<E>(k) * kStep<E> * static_cast<int64_t>(sizeof(E)), 64); }
+// Working memory, laid out piece by piece; without memory, only its size is counted.
+class Scratch {
+ public:
+  explicit Scratch(void* memory) : base_(reinterpret_cast<uintptr_t>(memory)) {}
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t here = bytes;
+    bytes += padded(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T*>(base_ + here);
+  }
+  int64_t bytes = 0;
+
+ private:
+  uintptr_t base_;
+};
+
+// Rows as factors of a product; quantised ones with each row's step.
+template <class S, bool Q>
+struct Factors {
+  using E = Factor<S, Q>;
+  E* values;
+  int64_t stride;
+  float* row_steps;
+
+  Factors(Scratch& scratch, int64_t k)
+      : values(scratch.take<E>(kRowBlock * depth<E>(k))), stride(depth<E>(k)),
+        row_steps(scratch.take<float>(Q ? kRowBlock : 0)) {}
+  E* row(int64_t i) const { return values + i * stride; }
+
+  template <class T>
+  void set_row(int64_t i, const T* from, int64_t count) const {
+    if constexpr (Q) row_steps[i] = quantise_row(from, count, stride, row(i));
+    else copy_row(from, count, stride, row(i));
+  }
+};
+
+// LayerNorm of some rows as factors; a quantised row is kept as floats until its largest value is known.
+template <class S, bool Q>
+static void normalise(const S* x, int64_t rows, const Norm& norm, const Factors<S, Q>& to, float* whole) {
+  for (int64_t i = 0; i < rows; ++i) {
+    if constexpr (Q) {
+      normalise_row(x + i * norm.width, norm, norm.width, whole);
+      to.set_row(i, whole, norm.width);
+    } else {
+      normalise_row(x + i * norm.width, norm, to.stride, to.row(i));
+    }
+  }
+}
+
+// Sums of rows times `count` panels of a packed k x n matrix, from panel `first` on.
+template <class S, bool Q>
+static void some_columns(int64_t rows, const Factors<S, Q>& factors, const void* packed, int64_t k, int64_t n,
+                         int64_t first, int64_t count, float* sums, int64_t ldc) {
+  using E = Factor<S, Q>;
+  const int64_t size = panel_size<E>(k);
+  product(rows, factors.values, factors.stride, static_cast<const E*>(packed) + first * size, size, k, count, sums, ldc,
+          false);
+  if constexpr (Q) {
+    const float* scale = reinterpret_cast<const float*>(column_scales(packed, k, n)) + first * kPanel;
+    for (int64_t i = 0; i < rows; ++i)
+      dequantise(sums + i * ldc, count * kPanel, factors.row_steps[i], scale, scale + panels(n) * kPanel);
+  }
+}
+
+template <class S, bool Q>
+static int64_t matrix_bytes(int64_t k, int64_t n) {
+  if constexpr (Q) return quantised_size(k, n);
+  else return packed_size<Elem<S>>(k, n) * static_cast<int64_t>(sizeof(Elem<S>));
+}
 
 // -- norm, q, k and v, rotation
 
-template <class S>
-static int64_t qkv_scratch(const NormQkvRope& task) {
-  return factors_bytes<Elem<S>>(task.norm.width) + kRowBlock * padded(task.head_dim, kPanel) * 4;
-}
+template <class S, bool Q>
+struct QkvScratch {
+  Scratch scratch;
+  Factors<S, Q> factors;
+  float *whole, *sums;
 
-template <class S>
-static void qkv(const NormQkvRope& task, int64_t row, int64_t rows, void* scratch) {
-  using E = Elem<S>;
-  const int64_t width = task.norm.width, stride = steps<E>(width) * kStep<E>, d = task.head_dim;
-  const int64_t wide = padded(d, kPanel), inner = task.heads * d;
-  E* factors = static_cast<E*>(scratch);
-  float* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + factors_bytes<E>(width));
-  const S* x = static_cast<const S*>(task.x) + row * width;
-  for (int64_t i = 0; i < rows; ++i) normalise_row(x + i * width, task.norm, stride, factors + i * stride);
+  QkvScratch(const NormQkvRope& task, void* memory)
+      : scratch(memory), factors(scratch, task.norm.width), whole(scratch.take<float>(Q ? task.norm.width : 0)),
+        sums(scratch.take<float>(kRowBlock * padded(task.head_dim, kPanel))) {}
+};
+
+template <class S, bool Q>
+static void qkv(const NormQkvRope& task, int64_t row, int64_t rows, void* memory) {
+  const QkvScratch<S, Q> at(task, memory);
+  const int64_t width = task.norm.width, d = task.head_dim, wide = padded(d, kPanel), inner = task.heads * d;
+  normalise(static_cast<const S*>(task.x) + row * width, rows, task.norm, at.factors, at.whole);
   for (int64_t p = 0; p < 3 * task.heads; ++p) {
-    const E* matrix = static_cast<const E*>(task.packed) + p * packed_size<E>(width, d);
-    product(rows, factors, stride, matrix, panel_size<E>(width), width, panels(d), sums, wide, false);
+    const char* matrix = static_cast<const char*>(task.packed) + p * matrix_bytes<S, Q>(width, d);
+    some_columns(rows, at.factors, matrix, width, d, 0, panels(d), at.sums, wide);
     int64_t which = p / task.heads, head = p % task.heads;
     S* out = static_cast<S*>(which == 0 ? task.q : which == 1 ? task.k : task.v) + row * inner + head * d;
     bool rotated = task.cos && which < 2;
     for (int64_t i = 0; i < rows; ++i) {
       int64_t angle = (row + i) * d;
-      to_head(sums + i * wide, static_cast<const S*>(task.bias) + p * d, rotated ? task.cos + angle : nullptr,
+      to_head(at.sums + i * wide, static_cast<const S*>(task.bias) + p * d, rotated ? task.cos + angle : nullptr,
               rotated ? task.sin + angle : nullptr, d, out + i * inner);
     }
   }
@@ -58,16 +135,13 @@ static void qkv(const NormQkvRope& task, int64_t row, int64_t rows, void* scratc
 
 // -- a product, its bias and the residual
 
-template <class S>
-static void add_product(int64_t rows, const Elem<S>* factors, int64_t stride, const Linear& linear, const S* residual,
-                        S* out, float* sums) {
-  using E = Elem<S>;
-  const int64_t size = panel_size<E>(linear.in);
+template <class S, bool Q>
+static void add_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, const S* residual, S* out,
+                        float* sums) {
   const S* bias = static_cast<const S*>(linear.bias);
   for (int64_t panel = 0; panel < panels(linear.out); panel += kChunk) {
     int64_t now = smaller(kChunk, panels(linear.out) - panel), column = panel * kPanel;
-    product(rows, factors, stride, static_cast<const E*>(linear.packed) + panel * size, size, linear.in, now, sums,
-            kChunk * kPanel, false);
+    some_columns(rows, factors, linear.packed, linear.in, linear.out, panel, now, sums, kChunk * kPanel);
     int64_t some = smaller(now * kPanel, linear.out - column);
     for (int64_t i = 0; i < rows; ++i) {
       int64_t at = i * linear.out + column;
@@ -76,88 +150,122 @@ static void add_product(int64_t rows, const Elem<S>* factors, int64_t stride, co
   }
 }
 
-template <class S>
-static int64_t residual_scratch(const LinearResidual& task) {
-  return factors_bytes<Elem<S>>(task.linear.in) + kRowBlock * kChunk * kPanel * 4;
-}
+template <class S, bool Q>
+struct ResidualScratch {
+  Scratch scratch;
+  Factors<S, Q> factors;
+  float* sums;
 
-template <class S>
-static void residual(const LinearResidual& task, int64_t row, int64_t rows, void* scratch) {
-  using E = Elem<S>;
-  const int64_t k = task.linear.in, stride = steps<E>(k) * kStep<E>, at = row * task.linear.out;
-  E* factors = static_cast<E*>(scratch);
-  float* sums = reinterpret_cast<float*>(static_cast<char*>(scratch) + factors_bytes<E>(k));
-  for (int64_t i = 0; i < rows; ++i)
-    copy_row(static_cast<const S*>(task.x) + (row + i) * k, k, stride, factors + i * stride);
-  add_product(rows, factors, stride, task.linear, static_cast<const S*>(task.residual) + at,
-              static_cast<S*>(task.out) + at, sums);
+  ResidualScratch(const LinearResidual& task, void* memory)
+      : scratch(memory), factors(scratch, task.linear.in), sums(scratch.take<float>(kRowBlock * kChunk * kPanel)) {}
+};
+
+template <class S, bool Q>
+static void residual(const LinearResidual& task, int64_t row, int64_t rows, void* memory) {
+  const ResidualScratch<S, Q> at(task, memory);
+  const int64_t k = task.linear.in, offset = row * task.linear.out;
+  for (int64_t i = 0; i < rows; ++i) at.factors.set_row(i, static_cast<const S*>(task.x) + (row + i) * k, k);
+  add_product(rows, at.factors, task.linear, static_cast<const S*>(task.residual) + offset,
+              static_cast<S*>(task.out) + offset, at.sums);
 }
 
 // -- the FFN: norm, one or two products with what is between them kept in cache, bias, residual
 
-template <class S>
-static int64_t ffn_bytes(const Ffn& task) {
-  int64_t hidden = task.second.packed ? factors_bytes<Elem<S>>(task.first.out) : 0;
-  return factors_bytes<Elem<S>>(task.norm.width) + hidden + kRowBlock * kChunk * kPanel * 4;
-}
+template <class S, bool Q>
+struct FfnScratch {
+  Scratch scratch;
+  Factors<S, Q> factors, hidden;
+  float *whole, *sums;
+  S* activated;  // what is between the products before it is quantised; else it goes to `hidden` at once
 
-template <class S>
-static void ffn_rows(const Ffn& task, int64_t row, int64_t rows, void* scratch) {
-  using E = Elem<S>;
-  const int64_t d = task.norm.width, stride = steps<E>(d) * kStep<E>, at = row * d;
-  char* memory = static_cast<char*>(scratch);
-  E* factors = reinterpret_cast<E*>(memory);
-  memory += factors_bytes<E>(d);
-  const S* x = static_cast<const S*>(task.x) + at;
-  S* out = static_cast<S*>(task.out) + at;
-  for (int64_t i = 0; i < rows; ++i) normalise_row(x + i * d, task.norm, stride, factors + i * stride);
-  if (!task.second.packed)
-    return add_product(rows, factors, stride, task.first, x, out, reinterpret_cast<float*>(memory));
-  const int64_t m = task.first.out, hidden_stride = steps<E>(m) * kStep<E>, size = panel_size<E>(d);
-  E* hidden = reinterpret_cast<E*>(memory);
-  float* sums = reinterpret_cast<float*>(memory + factors_bytes<E>(m));
+  FfnScratch(const Ffn& task, void* memory)
+      : scratch(memory), factors(scratch, task.norm.width), hidden(scratch, task.second.packed ? task.first.out : 0),
+        whole(scratch.take<float>(Q ? task.norm.width : 0)), sums(scratch.take<float>(kRowBlock * kChunk * kPanel)),
+        activated(scratch.take<S>(Q && task.second.packed ? kRowBlock * task.first.out : 0)) {}
+};
+
+// The first product through the activation, as factors of the second.
+template <class S, bool Q>
+static void make_hidden(const Ffn& task, int64_t rows, const FfnScratch<S, Q>& at) {
+  const int64_t d = task.norm.width, m = task.first.out;
   const S* bias = static_cast<const S*>(task.first.bias);
   for (int64_t panel = 0; panel < panels(m); panel += kChunk) {
-    int64_t now = smaller(kChunk, panels(m) - panel), column = panel * kPanel;
-    product(rows, factors, stride, static_cast<const E*>(task.first.packed) + panel * size, size, d, now, sums,
-            kChunk * kPanel, false);
-    int64_t some = smaller(now * kPanel, m - column);
-    for (int64_t i = 0; i < rows; ++i)
-      to_hidden(sums + i * kChunk * kPanel, bias ? bias + column : nullptr, some, task.activation,
-                hidden + i * hidden_stride + column);
+    int64_t now = smaller(kChunk, panels(m) - panel), column = panel * kPanel, some = smaller(now * kPanel, m - column);
+    some_columns(rows, at.factors, task.first.packed, d, m, panel, now, at.sums, kChunk * kPanel);
+    for (int64_t i = 0; i < rows; ++i) {
+      const float* sums = at.sums + i * kChunk * kPanel;
+      const S* shift = bias ? bias + column : nullptr;
+      if constexpr (Q) to_hidden(sums, shift, some, task.activation, at.activated + i * m + column);
+      else to_hidden(sums, shift, some, task.activation, at.hidden.row(i) + column);
+    }
   }
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = m; j < hidden_stride; ++j) hidden[i * hidden_stride + j] = from_float<E>(0.0f);
-  add_product(rows, hidden, hidden_stride, task.second, x, out, sums);
+  for (int64_t i = 0; i < rows; ++i) {
+    if constexpr (Q) at.hidden.set_row(i, at.activated + i * m, m);
+    else
+      for (int64_t j = m; j < at.hidden.stride; ++j) at.hidden.row(i)[j] = from_float<Factor<S, Q>>(0.0f);
+  }
 }
 
-// -- by dtype
+template <class S, bool Q>
+static void ffn_rows(const Ffn& task, int64_t row, int64_t rows, void* memory) {
+  const FfnScratch<S, Q> at(task, memory);
+  const int64_t offset = row * task.norm.width;
+  const S* x = static_cast<const S*>(task.x) + offset;
+  S* out = static_cast<S*>(task.out) + offset;
+  normalise(x, rows, task.norm, at.factors, at.whole);
+  if (!task.second.packed) return add_product(rows, at.factors, task.first, x, out, at.sums);
+  make_hidden(task, rows, at);
+  add_product(rows, at.hidden, task.second, x, out, at.sums);
+}
+
+// -- by dtype, and by whether the weights are quantised
+
+// Tiles are set up for one item and given back after it.
+struct TileUse {
+#if defined(INFOPRUNE_AMX)
+  TileUse() { tile_begin(); }
+  ~TileUse() { tile_end(); }
+#else
+  TileUse() {}
+#endif
+};
 
 #define BY_DTYPE(call_f32, call_bf16) return dtype == Dtype::bf16 ? (call_bf16) : (call_f32)
+#define BY_KIND(name, ...)                                                                        \
+  return dtype == Dtype::bf16 ? (task.quantised ? name<bfloat16, true>(task, __VA_ARGS__)         \
+                                                : name<bfloat16, false>(task, __VA_ARGS__))       \
+                              : (task.quantised ? name<float, true>(task, __VA_ARGS__)            \
+                                                : name<float, false>(task, __VA_ARGS__))
+
+template <class S, bool Q, template <class, bool> class Layout, class Task>
+static int64_t scratch_of(const Task& task) { return Layout<S, Q>(task, nullptr).scratch.bytes; }
+
+#define SCRATCH_BY_KIND(Layout)                                                                                   \
+  return dtype == Dtype::bf16                                                                                     \
+             ? (task.quantised ? scratch_of<bfloat16, true, Layout>(task) : scratch_of<bfloat16, false, Layout>(task)) \
+             : (task.quantised ? scratch_of<float, true, Layout>(task) : scratch_of<float, false, Layout>(task))
 
 static int64_t packed_bytes(Dtype dtype, int64_t k, int64_t n) {
-  BY_DTYPE(packed_size<Elem<float>>(k, n) * 4,
-           packed_size<Elem<bfloat16>>(k, n) * static_cast<int64_t>(sizeof(Elem<bfloat16>)));
+  BY_DTYPE((matrix_bytes<float, false>(k, n)), (matrix_bytes<bfloat16, false>(k, n)));
 }
 static void pack(Dtype dtype, const void* weight, int64_t k, int64_t n, void* packed) {
   BY_DTYPE(pack_weight(static_cast<const float*>(weight), k, k, n, static_cast<Elem<float>*>(packed)),
            pack_weight(static_cast<const bfloat16*>(weight), k, k, n, static_cast<Elem<bfloat16>*>(packed)));
 }
-static int64_t norm_qkv_rope_scratch(Dtype dtype, const NormQkvRope& task) {
-  BY_DTYPE(qkv_scratch<float>(task), qkv_scratch<bfloat16>(task));
-}
+static int64_t norm_qkv_rope_scratch(Dtype dtype, const NormQkvRope& task) { SCRATCH_BY_KIND(QkvScratch); }
 static void norm_qkv_rope(Dtype dtype, const NormQkvRope& task, int64_t row, int64_t rows, void* scratch) {
-  BY_DTYPE(qkv<float>(task, row, rows, scratch), qkv<bfloat16>(task, row, rows, scratch));
+  const TileUse tiles;
+  BY_KIND(qkv, row, rows, scratch);
 }
-static int64_t linear_residual_scratch(Dtype dtype, const LinearResidual& task) {
-  BY_DTYPE(residual_scratch<float>(task), residual_scratch<bfloat16>(task));
-}
+static int64_t linear_residual_scratch(Dtype dtype, const LinearResidual& task) { SCRATCH_BY_KIND(ResidualScratch); }
 static void linear_residual(Dtype dtype, const LinearResidual& task, int64_t row, int64_t rows, void* scratch) {
-  BY_DTYPE(residual<float>(task, row, rows, scratch), residual<bfloat16>(task, row, rows, scratch));
+  const TileUse tiles;
+  BY_KIND(residual, row, rows, scratch);
 }
-static int64_t ffn_scratch(Dtype dtype, const Ffn& task) { BY_DTYPE(ffn_bytes<float>(task), ffn_bytes<bfloat16>(task)); }
+static int64_t ffn_scratch(Dtype dtype, const Ffn& task) { SCRATCH_BY_KIND(FfnScratch); }
 static void ffn(Dtype dtype, const Ffn& task, int64_t row, int64_t rows, void* scratch) {
-  BY_DTYPE(ffn_rows<float>(task, row, rows, scratch), ffn_rows<bfloat16>(task, row, rows, scratch));
+  const TileUse tiles;
+  BY_KIND(ffn_rows, row, rows, scratch);
 }
 static int64_t packed_keys_bytes(Dtype dtype, int64_t n, int64_t head_dim) {
   BY_DTYPE(packed_keys_size<float>(n, head_dim) * 4,
@@ -171,11 +279,14 @@ static int64_t attention_scratch(Dtype dtype, const Attention& task) {
 }
 static void attention(Dtype dtype, const Attention& task, int64_t start, int64_t n, int64_t head, int64_t row,
                       int64_t rows, const void* packed, void* scratch) {
+  const TileUse tiles;
   BY_DTYPE(attend<float>(task, start, n, head, row, rows, packed, scratch),
            attend<bfloat16>(task, start, n, head, row, rows, packed, scratch));
 }
 
 #undef BY_DTYPE
+#undef BY_KIND
+#undef SCRATCH_BY_KIND
 
 }  // namespace INFOPRUNE_ISA
 }  // namespace
@@ -187,8 +298,12 @@ static void attention(Dtype dtype, const Attention& task, int64_t start, int64_t
 
 extern const Kernels INFOPRUNE_JOIN(kernels_, INFOPRUNE_ISA) = {
     INFOPRUNE_TEXT(INFOPRUNE_ISA),
+    INFOPRUNE_ISA::kRowBlock,
+    INFOPRUNE_ISA::kQueryBlock,
     INFOPRUNE_ISA::packed_bytes,
     INFOPRUNE_ISA::pack,
+    INFOPRUNE_ISA::quantised_size,
+    INFOPRUNE_ISA::pack_quantised_weight,
     INFOPRUNE_ISA::norm_qkv_rope_scratch,
     INFOPRUNE_ISA::norm_qkv_rope,
     INFOPRUNE_ISA::linear_residual_scratch,

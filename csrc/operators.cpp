@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "workspace.h"
 
 namespace infoprune {
 namespace {
@@ -60,7 +61,7 @@ std::string text(StringHandle handle) {
 
 const Kernels& kernels(StringHandle isa) {
   const std::string name = text(isa);
-  const Kernels* found[4];
+  const Kernels* found[kMostKernels];
   const Kernels** end = found + available_kernels(found);
   const Kernels** use = std::find_if(found, end, [&](const Kernels* one) { return name == one->name; });
   require(use != end, "this machine has no instruction set '", name, "'");
@@ -69,12 +70,15 @@ const Kernels& kernels(StringHandle isa) {
 
 // Best first, with commas between them.
 std::string instruction_sets() {
-  const Kernels* found[4];
+  const Kernels* found[kMostKernels];
   const int count = available_kernels(found);
   std::string names = found[0]->name;
   for (int i = 1; i < count; ++i) names += std::string(",") + found[i]->name;
   return names;
 }
+
+// So many products of 255 and 127 still fit into an int32.
+constexpr int64_t kMostQuantised = 65536;
 
 Dtype dtype_of(const Tensor& x) {
   require(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
@@ -94,31 +98,33 @@ void* optional_data(const char* name, const std::optional<Tensor>& x, Sizes size
   return x.has_value() ? data(name, *x, sizes, dtype) : nullptr;
 }
 
-// Every item once, by whichever thread is free; each thread has working memory of its own.
+// Bytes of one thread's working memory: neighbours never share a line, nor all their cache sets.
+int64_t apart(int64_t bytes) { return padded(bytes, 4096) + 64; }
+
+// Every item once, by whichever thread is free; each thread has `each` bytes of the memory to itself.
 template <class Work>
-void run_items(int64_t items, int64_t bytes, const Work& work) {
+void run_items(int64_t items, char* memory, int64_t each, const Work& work) {
   const int64_t threads = std::min<int64_t>(get_num_threads(), items);
   if (!threads) return;
-  const int64_t each = padded(bytes, 4096) + 64;  // neighbours never share a line, nor all their cache sets
-  Tensor memory = empty({threads * each}, ScalarType::Byte);
-  char* base = static_cast<char*>(memory.data_ptr());
   std::atomic<int64_t> next{0};
   parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t item = next++; item < items; item = next++) work(item, base + thread * each);
+      for (int64_t item = next++; item < items; item = next++) work(item, memory + thread * each);
   });
 }
 
-// Rows of `total` per item: at most `most`, and few enough for all threads to have some.
+// Rows of `total` per item: at most `most`, and so many items that all threads have as many.
 int64_t rows_per_item(int64_t total, int64_t most) {
-  const int64_t blocks = std::max((total + most - 1) / most, std::min<int64_t>(get_num_threads(), total));
-  return blocks ? (total + blocks - 1) / blocks : 0;
+  const int64_t threads = get_num_threads(), rounds = (total + most * threads - 1) / (most * threads);
+  const int64_t items = std::min(rounds * threads, total);
+  return items ? (total + items - 1) / items : 0;
 }
 
 template <class Work>
-void run_rows(int64_t total, int64_t bytes, const Work& work) {
-  const int64_t rows = rows_per_item(total, kRowBlock);
-  run_items(rows ? (total + rows - 1) / rows : 0, bytes, [&](int64_t item, void* scratch) {
+void run_rows(int64_t total, int64_t most, int64_t bytes, const Work& work) {
+  const int64_t rows = rows_per_item(total, most), each = apart(bytes);
+  const Workspace workspace(get_num_threads() * each);
+  run_items(rows ? (total + rows - 1) / rows : 0, workspace.data(), each, [&](int64_t item, void* scratch) {
     work(item * rows, std::min(rows, total - item * rows), scratch);
   });
 }
@@ -138,8 +144,28 @@ Tensor pack(const Tensor& weight, int64_t parts, StringHandle isa) {
   return packed;
 }
 
-const void* packed_data(const char* name, const Tensor& packed, int64_t bytes) {
-  return data(name, packed, {bytes}, ScalarType::Byte);
+// weight (parts * n x k, int8) with a scale for each of its rows -> one packed matrix per part, as bytes.
+Tensor pack_int8(const Tensor& weight, const Tensor& scale, int64_t parts, StringHandle isa) {
+  const Kernels& use = kernels(isa);
+  require(weight.dim() == 2 && parts > 0 && weight.size(0) % parts == 0,
+          "weight must be a matrix whose rows divide into ", parts, " parts");
+  const int64_t n = weight.size(0) / parts, k = weight.size(1);
+  require(k <= kMostQuantised, "an int8 weight may have ", kMostQuantised, " columns at most, not ", k);
+  const int64_t bytes = use.quantised_bytes(k, n);
+  const auto* from = static_cast<const int8_t*>(data("weight", weight, weight.sizes(), ScalarType::Char));
+  const auto* scales = static_cast<const float*>(data("scale", scale, {parts * n}, ScalarType::Float));
+  Tensor packed = empty({parts * bytes}, ScalarType::Byte);
+  char* to = static_cast<char*>(packed.data_ptr());
+  for (int64_t part = 0; part < parts; ++part)
+    use.pack_quantised(from + part * n * k, scales + part * n, k, n, to + part * bytes);
+  return packed;
+}
+
+// `parts` packed matrices of k x n.
+const void* packed_data(const char* name, const Tensor& packed, const Kernels& use, Dtype dtype, bool int8, int64_t k,
+                        int64_t n, int64_t parts = 1) {
+  const int64_t bytes = int8 ? use.quantised_bytes(k, n) : use.packed_bytes(dtype, k, n);
+  return data(name, packed, {parts * bytes}, ScalarType::Byte);
 }
 
 Norm norm_of(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
@@ -150,7 +176,7 @@ Norm norm_of(const Tensor& x, const Tensor& weight, const Tensor& bias, double e
 
 void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps,
                    const Tensor& packed, const Tensor& bias, const std::optional<Tensor>& cos,
-                   const std::optional<Tensor>& sin, Tensor q, Tensor k, Tensor v, StringHandle isa) {
+                   const std::optional<Tensor>& sin, Tensor q, Tensor k, Tensor v, bool int8, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
@@ -160,7 +186,7 @@ void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& nor
   require(!cos.has_value() || d % 2 == 0, "rotary positions need an even head_dim, not ", d);
   NormQkvRope task{data("x", x, x.sizes(), kind),
                    norm_of(x, norm_weight, norm_bias, eps),
-                   packed_data("packed", packed, 3 * heads * use.packed_bytes(dtype, x.size(1), d)),
+                   packed_data("packed", packed, use, dtype, int8, x.size(1), d, 3 * heads),
                    data("bias", bias, {3 * heads * d}, kind),
                    static_cast<const float*>(optional_data("cos", cos, {rows, d}, ScalarType::Float)),
                    static_cast<const float*>(optional_data("sin", sin, {rows, d}, ScalarType::Float)),
@@ -168,8 +194,9 @@ void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& nor
                    data("k", k, {rows, heads, d}, kind),
                    data("v", v, {rows, heads, d}, kind),
                    heads,
-                   d};
-  run_rows(rows, use.norm_qkv_rope_scratch(dtype, task),
+                   d,
+                   int8};
+  run_rows(rows, use.row_block, use.norm_qkv_rope_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.norm_qkv_rope(dtype, task, row, count, scratch); });
 }
 
@@ -201,27 +228,29 @@ void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seql
       bytes += padded(use.packed_keys_bytes(dtype, length, d), 64);
     }
   }
-  Tensor packed = empty({bytes}, ScalarType::Byte);
-  char* base = static_cast<char*>(packed.data_ptr());
-  run_items(static_cast<int64_t>(packs.size()), 0, [&](int64_t item, void*) {
+  const int64_t each = apart(use.attention_scratch(dtype, task)), most = use.query_block;
+  const Workspace workspace(bytes + get_num_threads() * each);
+  char* const packed = workspace.data();
+  run_items(static_cast<int64_t>(packs.size()), nullptr, 0, [&](int64_t item, void*) {
     const AttentionItem& pack = packs[item];
-    use.pack_keys(dtype, task, pack.start, pack.length, pack.head, base + pack.row);
+    use.pack_keys(dtype, task, pack.start, pack.length, pack.head, packed + pack.row);
   });
   for (const AttentionItem& pack : packs) {
-    const int64_t count = (pack.length + kQueryBlock - 1) / kQueryBlock, rows = (pack.length + count - 1) / count;
+    const int64_t count = (pack.length + most - 1) / most, rows = (pack.length + count - 1) / count;
     for (int64_t row = 0; row < pack.length; row += rows)
-      blocks.push_back({pack.start, pack.length, pack.head, row, std::min(rows, pack.length - row), base + pack.row});
+      blocks.push_back({pack.start, pack.length, pack.head, row, std::min(rows, pack.length - row), packed + pack.row});
   }
   // The longest sequences first, so that no thread is left alone with one at the end.
   std::stable_sort(blocks.begin(), blocks.end(),
                    [](const AttentionItem& a, const AttentionItem& b) { return a.length > b.length; });
-  run_items(static_cast<int64_t>(blocks.size()), use.attention_scratch(dtype, task), [&](int64_t i, void* scratch) {
+  run_items(static_cast<int64_t>(blocks.size()), packed + bytes, each, [&](int64_t i, void* scratch) {
     const AttentionItem& item = blocks[i];
     use.attention(dtype, task, item.start, item.length, item.head, item.row, item.rows, item.packed, scratch);
   });
 }
 
-void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual, StringHandle isa) {
+void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual, bool int8,
+                     StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
@@ -229,10 +258,11 @@ void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, 
   const int64_t rows = x.size(0), k = x.size(1), n = residual.size(1);
   void* out = data("residual", residual, {rows, n}, kind);
   LinearResidual task{data("x", x, x.sizes(), kind),
-                      {packed_data("packed", packed, use.packed_bytes(dtype, k, n)), data("bias", bias, {n}, kind), k, n},
+                      {packed_data("packed", packed, use, dtype, int8, k, n), data("bias", bias, {n}, kind), k, n},
                       out,
-                      out};
-  run_rows(rows, use.linear_residual_scratch(dtype, task),
+                      out,
+                      int8};
+  run_rows(rows, use.row_block, use.linear_residual_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.linear_residual(dtype, task, row, count, scratch); });
 }
 
@@ -247,7 +277,7 @@ Activation activation_of(const std::string& name) {
 
 void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
          const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
-         const std::optional<Tensor>& second_bias, StringHandle activation, StringHandle isa) {
+         const std::optional<Tensor>& second_bias, StringHandle activation, bool int8, StringHandle isa) {
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
@@ -258,38 +288,46 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
   require(second.has_value() || hidden == d, "a single matrix must keep the width");
   Ffn task{data("x", x, x.sizes(), kind),
            norm_of(x, norm_weight, norm_bias, eps),
-           {packed_data("first", first, use.packed_bytes(dtype, d, hidden)),
+           {packed_data("first", first, use, dtype, int8, d, hidden),
             optional_data("first_bias", first_bias, {hidden}, kind), d, hidden},
-           {second.has_value() ? packed_data("second", *second, use.packed_bytes(dtype, hidden, d)) : nullptr,
+           {second.has_value() ? packed_data("second", *second, use, dtype, int8, hidden, d) : nullptr,
             optional_data("second_bias", second_bias, {d}, kind), hidden, d},
            activation_of(text(activation)),
-           data("x", x, x.sizes(), kind)};
-  run_rows(x.size(0), use.ffn_scratch(dtype, task),
+           data("x", x, x.sizes(), kind),
+           int8};
+  run_rows(x.size(0), use.row_block, use.ffn_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.ffn(dtype, task, row, count, scratch); });
 }
 
 }  // namespace
 
 // What has an underscore works in place: attention leaves its result in q, the others in the residual stream.
+// int8: the packed weights came from pack_int8.
 STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
   m.def("instruction_sets() -> str");
+  m.def("workspace_bytes() -> int");
+  m.def("release_workspace() -> ()");
   m.def("pack(Tensor weight, int parts, str isa) -> Tensor");
+  m.def("pack_int8(Tensor weight, Tensor scale, int parts, str isa) -> Tensor");
   m.def(
       "norm_qkv_rope_(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor packed, Tensor bias, "
-      "Tensor? cos, Tensor? sin, Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, str isa) -> ()");
+      "Tensor? cos, Tensor? sin, Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, bool int8, str isa) -> ()");
   m.def("attention_(Tensor(a!) q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, str isa) -> ()");
-  m.def("linear_residual_(Tensor x, Tensor packed, Tensor bias, Tensor(a!) residual, str isa) -> ()");
+  m.def("linear_residual_(Tensor x, Tensor packed, Tensor bias, Tensor(a!) residual, bool int8, str isa) -> ()");
   m.def(
       "ffn_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor first, Tensor? first_bias, "
-      "int hidden, Tensor? second, Tensor? second_bias, str activation, str isa) -> ()");
+      "int hidden, Tensor? second, Tensor? second_bias, str activation, bool int8, str isa) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CompositeExplicitAutograd, m) {
   m.impl("instruction_sets", TORCH_BOX(instruction_sets));
+  m.impl("workspace_bytes", TORCH_BOX(Workspace::spare_bytes));
+  m.impl("release_workspace", TORCH_BOX(Workspace::release));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CPU, m) {
   m.impl("pack", TORCH_BOX(pack));
+  m.impl("pack_int8", TORCH_BOX(pack_int8));
   m.impl("norm_qkv_rope_", TORCH_BOX(norm_qkv_rope));
   m.impl("attention_", TORCH_BOX(attention));
   m.impl("linear_residual_", TORCH_BOX(linear_residual));

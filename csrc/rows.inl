@@ -1,4 +1,5 @@
-// What happens to rows before and after a product: conversion, LayerNorm, bias, rotation, activation, residual.
+// What happens to rows before and after a product: conversion, LayerNorm, quantisation, bias, rotation, activation,
+// residual.
 
 // Row of `count` values as factors of a product, filled with zeros up to `stride`.
 template <class S, class E>
@@ -35,6 +36,31 @@ static void normalise_row(const S* x, const Norm& norm, int64_t stride, E* to) {
     store_some(to + i, y * load_some(weight + i, some) + load_some(bias + i, some), some);
   }
   for (int64_t i = norm.width; i < stride; ++i) to[i] = from_float<E>(0.0f);
+}
+
+// Row of `count` values in 255 steps, symmetric about 0, filled up to `stride`; returns the length of a step. A row with
+// NaN or infinity in it has a step of NaN, so that everything made from it is NaN.
+template <class S>
+static float quantise_row(const S* from, int64_t count, int64_t stride, Quantised* to) {
+  Floats peaks{}, poison{};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Floats x = load_some(from + i, smaller(kLanes, count - i));
+    peaks = larger(magnitude(x), peaks);
+    poison += x - x;
+  }
+  const float peak = maximum(peaks), bad = sum(poison);
+  // A row so small that this overflows counts as zeros.
+  float inverse = 127.0f / peak;
+  if (bad != 0.0f || inverse > 3.4e38f) inverse = 0.0f;
+  int64_t i = 0;
+  if (inverse != 0.0f) {
+    for (; i < count; i += kLanes) {
+      Floats whole = (load_some(from + i, smaller(kLanes, count - i)) * inverse + kMagic) - kMagic;
+      store_quantised(to + i, whole, smaller(kLanes, stride - i));
+    }
+  }
+  for (; i < stride; ++i) to[i] = static_cast<Quantised>(kZero);
+  return peak / 127.0f + bad;
 }
 
 // Lane by lane from the C library: exact, and slow only beside the products of a tower that uses the exact GELU.

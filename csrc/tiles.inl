@@ -14,18 +14,66 @@ struct ComputedAs<bfloat16> {
 template <class S>
 using Elem = typename ComputedAs<S>::type;
 
-// Values of one step along K: two bfloat16 are multiplied at once, one float.
-template <class E>
-constexpr int64_t kStep = sizeof(E) == 2 ? 2 : 1;
+// Quantised rows: bytes where there is a dot product for them (128 more than the value, as the instruction wants one
+// factor unsigned), else whole numbers as floats.
+#if defined(INFOPRUNE_INT8_DOT)
+using Quantised = uint8_t;
+constexpr int32_t kZero = 128;
+#else
+using Quantised = float;
+constexpr int32_t kZero = 0;
+#endif
+// The first `count` of these whole numbers.
+INLINE void store_quantised(Quantised* to, Floats whole, int64_t count) {
+#if defined(INFOPRUNE_INT8_DOT)
+  Bytes bytes = __builtin_convertvector(__builtin_convertvector(whole, Ints) + kZero, Bytes);
+  if (count >= kLanes) __builtin_memcpy(to, &bytes, kLanes);
+  else __builtin_memcpy(to, &bytes, static_cast<size_t>(count));
+#else
+  store_some(to, whole, smaller(kLanes, count));
+#endif
+}
+template <class S, bool Q>
+struct FactorOf {
+  using type = Elem<S>;
+};
+template <class S>
+struct FactorOf<S, true> {
+  using type = Quantised;
+};
+template <class S, bool Q>
+using Factor = typename FactorOf<S, Q>::type;
 
+// Values of one step along K, which are multiplied at once: 4 bytes, 2 bfloat16, 1 float.
 template <class E>
-INLINE int64_t steps(int64_t k) { return (k + kStep<E> - 1) / kStep<E>; }
+constexpr int64_t kStep = 4 / static_cast<int64_t>(sizeof(E));
+
+// K is filled up to a multiple of this: tiles take 16 steps at once.
+#if defined(INFOPRUNE_AMX)
 template <class E>
-INLINE int64_t panel_size(int64_t k) { return steps<E>(k) * kStep<E> * kPanel; }
+constexpr int64_t kAlign = sizeof(E) == 4 ? 1 : 16 * kStep<E>;
+#else
+template <class E>
+constexpr int64_t kAlign = kStep<E>;
+#endif
+
+// Length of a row of K factors.
+template <class E>
+INLINE int64_t depth(int64_t k) { return padded(k, kAlign<E>); }
+template <class E>
+INLINE int64_t panel_size(int64_t k) { return depth<E>(k) * kPanel; }
 template <class E>
 INLINE int64_t packed_size(int64_t k, int64_t n) { return panels(n) * panel_size<E>(k); }
 
-// C (MR rows x NP panels, float) = or += A (MR x K, row stride lda) times NP packed panels.
+// Sums of bytes are int32 that lie where floats would.
+template <class E>
+INLINE Floats added(Floats a, Floats b) {
+  if constexpr (sizeof(E) == 1) return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) + reinterpret_cast<Ints>(b));
+  else return a + b;
+}
+
+// C (MR rows x NP panels, float; int32 where bytes are multiplied) = or += A (MR x K, row stride lda) times NP packed
+// panels.
 template <class E, int MR, int NP>
 static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, int64_t panel, int64_t count, float* c,
                                            int64_t ldc, bool accumulate) {
@@ -45,7 +93,7 @@ static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, 
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < NP * kVectors; ++j) sums[i][j] += a[i * lda + s] * columns[j];
-    } else {
+    } else if constexpr (sizeof(E) == 2) {
 #if defined(INFOPRUNE_BF16_DOT)
       __m512bh columns[NP];
 #pragma GCC unroll 8
@@ -59,6 +107,20 @@ static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, 
         for (int j = 0; j < NP; ++j) sums[i][j] = (Floats)_mm512_dpbf16_ps((__m512)sums[i][j], row, columns[j]);
       }
 #endif
+    } else {
+#if defined(INFOPRUNE_INT8_DOT)
+      __m512i columns[NP];
+#pragma GCC unroll 8
+      for (int j = 0; j < NP; ++j) columns[j] = _mm512_loadu_si512(b + j * panel + s * 4 * kPanel);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        int32_t four;
+        __builtin_memcpy(&four, a + i * lda + 4 * s, 4);
+        __m512i row = _mm512_set1_epi32(four);
+#pragma GCC unroll 8
+        for (int j = 0; j < NP; ++j) sums[i][j] = (Floats)_mm512_dpbusd_epi32((__m512i)sums[i][j], row, columns[j]);
+      }
+#endif
     }
   }
 #pragma GCC unroll 8
@@ -66,7 +128,8 @@ static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, 
 #pragma GCC unroll 8
     for (int j = 0; j < NP * kVectors; ++j) {
       float* to = c + i * ldc + j * kLanes;
-      store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
+      if (accumulate) sums[i][j] = added<E>(sums[i][j], load(to));
+      store(to, sums[i][j]);
     }
 }
 
@@ -92,22 +155,33 @@ INLINE void some_panels(int64_t width, int64_t rows, const E* a, int64_t lda, co
   if constexpr (NP > 1) some_panels<E, NP - 1>(width, rows, a, lda, b, panel, count, c, ldc, accumulate);
 }
 
-// Values of K summed in one go. Float sums are cut: a chain of 1280 additions loses three times as much as five of 256.
-template <class E>
-constexpr int64_t kChain = sizeof(E) == 4 ? 256 : int64_t{1} << 30;
+#if defined(INFOPRUNE_AMX)
+#include "amx.inl"
+#endif
 
-// C (rows x width panels) = or += A (rows x K) times packed panels that lie `panel` elements apart.
+// Values of K summed in one go. Float sums are cut: a chain of 1280 additions loses three times as much as five of 256.
+// Tiles are cut so that two panels stay in the nearest cache while all rows are multiplied with them.
+template <class E>
+constexpr int64_t kChain = sizeof(E) == 4 ? 256 : kAlign<E> > kStep<E> ? 1024 / sizeof(E) : int64_t{1} << 30;
+
+// C (rows x width panels) = or += A (rows x K, K filled up) times packed panels that lie `panel` elements apart.
 template <class E>
 static void product(int64_t rows, const E* a, int64_t lda, const E* b, int64_t panel, int64_t k, int64_t width,
                     float* c, int64_t ldc, bool accumulate) {
-  // Five panels at once hold a head of 80; otherwise four, which leave the most rows.
-  constexpr int64_t kMost = INFOPRUNE_PANELS, kUsual = kMost > 4 ? 4 : kMost;
+  // Five panels at once hold a head of 80; otherwise four, which leave the most rows. Tiles come in pairs.
+  constexpr bool kTiles = kAlign<E> > kStep<E>;
+  constexpr int64_t kMost = kTiles ? 2 : INFOPRUNE_PANELS, kUsual = kMost > 4 ? 4 : kMost;
   for (int64_t at = 0; at < width;) {
     const int64_t left = width - at, now = left == kMost ? left : smaller(left, kUsual);
     int64_t from = 0;
     do {  // once where K is 0, too: the sums are 0 then
-      some_panels<E>(now, rows, a + from, lda, b + at * panel + from * kPanel, panel,
-                     steps<E>(smaller(kChain<E>, k - from)), c + at * kPanel, ldc, accumulate || from);
+      const int64_t some = smaller(kChain<E>, k - from);
+      const E *rows_at = a + from, *panels_at = b + at * panel + from * kPanel;
+      if constexpr (kTiles)
+        tiled_product<E>(rows, rows_at, lda, panels_at, panel, some, now, c + at * kPanel, ldc, accumulate || from);
+      else
+        some_panels<E>(now, rows, rows_at, lda, panels_at, panel, depth<E>(some) / kStep<E>, c + at * kPanel, ldc,
+                       accumulate || from);
       from += kChain<E>;
     } while (from < k);
     at += now;
@@ -115,18 +189,49 @@ static void product(int64_t rows, const E* a, int64_t lda, const E* b, int64_t p
 }
 
 // weight (N x K) -> panels of 16 columns.
-template <class S>
-static void pack_weight(const S* weight, int64_t row_stride, int64_t k, int64_t n, Elem<S>* packed) {
-  using E = Elem<S>;
+template <class E, class S>
+static void pack_weight(const S* weight, int64_t row_stride, int64_t k, int64_t n, E* packed) {
   for (int64_t p = 0; p < panels(n); ++p) {
-    for (int64_t s = 0; s < steps<E>(k); ++s) {
+    for (int64_t s = 0; s < depth<E>(k) / kStep<E>; ++s) {
       for (int64_t j = 0; j < kPanel; ++j) {
         for (int64_t i = 0; i < kStep<E>; ++i) {
           int64_t column = p * kPanel + j, row = s * kStep<E> + i;
           bool inside = column < n && row < k;
-          *packed++ = from_float<E>(inside ? to_float(weight[column * row_stride + row]) : 0.0f);
+          *packed++ = inside ? converted<E>(weight[column * row_stride + row]) : E{};
         }
       }
     }
+  }
+}
+
+// Behind a quantised matrix lie its columns' scales, then what the rows' zero point adds to each column's sum.
+INLINE int64_t quantised_size(int64_t k, int64_t n) {
+  return packed_size<Quantised>(k, n) * static_cast<int64_t>(sizeof(Quantised)) + 2 * panels(n) * kPanel * 4;
+}
+INLINE const char* column_scales(const void* packed, int64_t k, int64_t n) {
+  return static_cast<const char*>(packed) + packed_size<Quantised>(k, n) * static_cast<int64_t>(sizeof(Quantised));
+}
+
+static void pack_quantised_weight(const int8_t* weight, const float* scale, int64_t k, int64_t n, void* packed) {
+  pack_weight(weight, k, k, n, static_cast<Quantised*>(packed));
+  char* scales = const_cast<char*>(column_scales(packed, k, n));
+  for (int64_t j = 0; j < panels(n) * kPanel; ++j) {
+    int32_t total = 0;
+    for (int64_t i = 0; j < n && i < k; ++i) total += weight[j * k + i];
+    const float wide = j < n ? scale[j] : 0.0f;
+    const int32_t offset = total * kZero;
+    __builtin_memcpy(scales + j * 4, &wide, 4);
+    __builtin_memcpy(scales + (panels(n) * kPanel + j) * 4, &offset, 4);
+  }
+}
+
+// Sums of quantised factors -> the product's values, in place; scale and offset from the first column on.
+INLINE void dequantise(float* sums, int64_t width, float row_scale, const float* scale, const float* offset) {
+  for (int64_t i = 0; i < width; i += kLanes) {
+    Floats total = load(sums + i);
+#if defined(INFOPRUNE_INT8_DOT)
+    total = __builtin_convertvector(reinterpret_cast<Ints>(total) - reinterpret_cast<Ints>(load(offset + i)), Floats);
+#endif
+    store(sums + i, total * (load(scale + i) * row_scale));
   }
 }

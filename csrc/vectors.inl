@@ -1,10 +1,11 @@
 // Vectors of the instruction set that includes this file: INFOPRUNE_LANES floats. GNU vector extensions let one source
-// serve every set; only the bfloat16 dot product needs an intrinsic.
+// serve every set; only the dot products of bfloat16 and of bytes, and tiles, need intrinsics.
 
 typedef float Floats __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(4 * INFOPRUNE_LANES), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * INFOPRUNE_LANES), aligned(2)));
+typedef uint8_t Bytes __attribute__((vector_size(INFOPRUNE_LANES), aligned(1)));
 
 constexpr int64_t kLanes = INFOPRUNE_LANES;
 
@@ -55,6 +56,13 @@ INLINE To from_float(float value) {
   if constexpr (sizeof(To) == 4) return value;
   else return rounded(value);
 }
+// A weight as a factor: bytes stay what they are.
+template <class To, class From>
+INLINE To converted(From value) {
+  if constexpr (sizeof(To) == 1) return static_cast<To>(value);
+  else if constexpr (sizeof(From) == 1) return static_cast<To>(value);
+  else return from_float<To>(to_float(value));
+}
 
 // The first `count` (at most kLanes) values, zero beyond.
 template <class T>
@@ -73,6 +81,9 @@ INLINE void store_some(T* to, Floats value, int64_t count) {
 }
 
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+INLINE Floats magnitude(Floats a) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(a) & 0x7fffffff);
+}
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 INLINE float sum(Floats v) {
@@ -86,12 +97,13 @@ INLINE float maximum(Floats v) {
   return most;
 }
 
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, halves to the even one
+
 // 2^x for x <= 127: below -126 it is 2^-126, small enough to be nothing beside a softmax's 1. NaN stays NaN.
 // 2^f on [-1/2, 1/2] by its Taylor series in f ln 2, to float32's precision.
 INLINE Floats exp2(Floats x) {
   x = x < -126.0f ? splat(-126.0f) : x;
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  Floats whole = (x + magic) - magic;
+  Floats whole = (x + kMagic) - kMagic;
   Floats f = x - whole;
   Floats p = splat(1.5252733804059840e-5f);
   p = p * f + 1.5403530393381609e-4f;

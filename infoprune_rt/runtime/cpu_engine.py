@@ -1,7 +1,8 @@
 """The blocks of a compact tower on the CPU kernels: weights packed once, activations in one workspace.
 
 A block works in place on the residual stream; attention leaves its result where its queries were. Beyond the stream
-itself a pass holds q, k and v of the widest block, and the packed keys and values of one block.
+itself a pass holds q, k and v of the widest block, and the packed keys and values of one block. Both are kept for the
+next pass, as large as the largest one needed them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class CpuEngine:
     """Packed copies of a stack's weights.
 
     They cost as much memory again as the blocks' weights (twice that for bfloat16 on a CPU without bfloat16
-    arithmetic, where they are kept as float32).
+    arithmetic, four times for int8 on one without a dot product of bytes: there they are kept as float32).
     """
 
     def __init__(self, blocks: BlockStack) -> None:
@@ -32,6 +33,7 @@ class CpuEngine:
         self._state = weights_state(blocks)
         with torch.no_grad():
             self._blocks = [_PackedBlock(cast(CompactBlock, block), self.isa) for block in blocks]
+        self._spare: list[Tensor] = []  # for q, k and v; as many as passes ever ran at once
 
     def is_current(self, blocks: BlockStack) -> bool:
         """Whether the stack still holds the weights that were packed.
@@ -43,24 +45,38 @@ class CpuEngine:
 
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
-        stream = x.clone(memory_format=torch.contiguous_format)
-        wide = max((block.inner for block in self._blocks), default=0)
-        workspace = x.new_empty(3, len(x) * wide)
-        for block in self._blocks:
-            block.run(stream, workspace, cu_seqlens, cos, sin)
-        return stream
+        return self._run(self._blocks, x, cu_seqlens, cos, sin)
 
     def run_block(self, index: int, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """One block alone, for callers who want every hidden state."""
+        return self._run(self._blocks[index : index + 1], x, cu_seqlens, cos, sin)
+
+    def release_workspace(self) -> None:
+        """Free what is kept between passes; the next one takes it anew."""
+        self._spare.clear()
+        torch.ops.infoprune_cpu.release_workspace()
+
+    def _run(
+        self, blocks: list[_PackedBlock], x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None
+    ) -> Tensor:
         stream = x.clone(memory_format=torch.contiguous_format)
-        block = self._blocks[index]
-        block.run(stream, x.new_empty(3, len(x) * block.inner), cu_seqlens, cos, sin)
+        size = 3 * len(x) * max((block.inner for block in blocks), default=0)
+        try:
+            workspace = self._spare.pop()  # a pass in another thread takes another one
+        except IndexError:
+            workspace = torch.empty(0)
+        if workspace.numel() < size:
+            with torch.inference_mode(False):  # the next pass may be outside of it
+                workspace = x.new_empty(size)
+        for block in blocks:
+            block.run(stream, workspace, cu_seqlens, cos, sin)
+        self._spare.append(workspace)
         return stream
 
 
 def dtype_of(blocks: nn.Module) -> torch.dtype | None:
-    """The one dtype of all the weights on the CPU that the kernels know; None where there is no such."""
-    kinds = {(parameter.dtype, parameter.device.type) for parameter in blocks.parameters()}
+    """The one dtype of all that is not int8, on the CPU, that the kernels know; None where there is no such."""
+    kinds = {(p.dtype, p.device.type) for p in blocks.parameters() if p.dtype != torch.int8}
     if len(kinds) != 1:
         return None
     dtype, device = kinds.pop()
@@ -77,38 +93,49 @@ class _PackedBlock:
 
     def __init__(self, block: CompactBlock, isa: str) -> None:
         self.isa = isa
+        self.int8 = block.spec.quantize is not None
         self.heads, self.head_dim = block.spec.num_heads, block.head_dim
         self.inner = self.heads * self.head_dim
         self._out_bias = block.out.bias
         if self.heads:
             norm, qkv = block.norm1, block.qkv
-            packed = self._pack(qkv.weight, 3 * self.heads)
+            packed = self._pack(qkv, "weight", 3 * self.heads)
             self._qkv = (norm.weight, norm.bias, norm.eps, packed, qkv.bias)
-            self._out = self._pack(cast(Tensor, block.out.weight))
+            self._out = self._pack(block.out, "weight")
         self._ffn = (block.norm2.weight, block.norm2.bias, block.norm2.eps, *self._ffn_arguments(block))
 
-    def _pack(self, weight: Tensor, parts: int = 1) -> Tensor:
-        packed: Tensor = torch.ops.infoprune_cpu.pack(weight.detach().contiguous(), parts, self.isa)
+    def _pack(self, module: nn.Module, name: str, parts: int = 1) -> Tensor:
+        """A weight of the module (with its scales where it is quantised) as `parts` packed matrices."""
+        ops = torch.ops.infoprune_cpu
+        weight = getattr(module, name).detach().contiguous()
+        packed: Tensor
+        if self.int8:
+            scale = getattr(module, f"{name}_scale").detach().float().contiguous()
+            packed = ops.pack_int8(weight, scale, parts, self.isa)
+        else:
+            packed = ops.pack(weight, parts, self.isa)
         return packed
 
     def _ffn_arguments(self, block: CompactBlock) -> tuple[Any, ...]:
         ffn: Any = block.ffn
         if block.spec.ffn == "merged":
-            return self._pack(ffn.map), ffn.bias, len(ffn.map), None, None, "none"
+            return self._pack(ffn, "map"), ffn.bias, len(ffn.map), None, None, "none"
         if block.spec.ffn == "lowrank":
-            return self._pack(ffn.down), None, len(ffn.down), self._pack(ffn.up), ffn.bias, "none"
-        first, second = self._pack(ffn.fc1_weight), self._pack(ffn.fc2_weight)
+            return self._pack(ffn, "down"), None, len(ffn.down), self._pack(ffn, "up"), ffn.bias, "none"
+        first, second = self._pack(ffn, "fc1_weight"), self._pack(ffn, "fc2_weight")
         return first, ffn.fc1_bias, len(ffn.fc1_bias), second, ffn.fc2_bias, ffn.activation
 
     def run(self, x: Tensor, workspace: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
-        """x (T x d) in place; workspace: 3 x at least T * heads * head_dim."""
+        """x (T x d) in place; workspace: at least 3 * T * heads * head_dim values."""
         ops = torch.ops.infoprune_cpu
         if self.heads:
-            rows = len(x)
-            q, k, v = (part[: rows * self.inner].view(rows, self.heads, self.head_dim) for part in workspace)
-            ops.norm_qkv_rope_(x, *self._qkv, cos, sin, q, k, v, self.isa)
+            size = len(x) * self.inner
+            q, k, v = (
+                workspace[part * size : (part + 1) * size].view(len(x), self.heads, self.head_dim) for part in range(3)
+            )
+            ops.norm_qkv_rope_(x, *self._qkv, cos, sin, q, k, v, self.int8, self.isa)
             ops.attention_(q, k, v, cu_seqlens, self.head_dim**-0.5, self.isa)
-            ops.linear_residual_(q.view(rows, self.inner), self._out, self._out_bias, x, self.isa)
+            ops.linear_residual_(q.view(len(x), self.inner), self._out, self._out_bias, x, self.int8, self.isa)
         else:
             x += self._out_bias
-        ops.ffn_(x, *self._ffn, self.isa)
+        ops.ffn_(x, *self._ffn, self.int8, self.isa)

@@ -15,14 +15,18 @@ from hypothesis import strategies as st
 from operator_cases import (
     CASES,
     DEFINITIONS,
+    INT8_CASES,
     OPS,
+    PLAIN_ARGUMENTS,
     attention_case,
     cast,
     dense_case,
+    int8_tolerances,
     linear_case,
     lowrank_case,
     outputs,
     qkv_case,
+    quantized,
 )
 from torch import Tensor
 
@@ -55,37 +59,48 @@ def poisoned(x: Tensor, *sizes: int) -> Tensor:
     return torch.full(sizes, torch.nan, dtype=x.dtype)
 
 
+def pack(weight: Tensor, scale: Tensor | None, isa: str, parts: int = 1) -> Tensor:
+    packed: Tensor
+    packed = CPU.pack(weight, parts, isa) if scale is None else CPU.pack_int8(weight, scale.float(), parts, isa)
+    return packed
+
+
 def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
     """The C++ kernel on the plain operator's arguments."""
-    if name == "norm_qkv_rope":
-        x, nw, nb, eps, weight, bias, cos, sin, heads, dim = args
-        if cos is not None:
-            cos, sin = cos.float(), sin.float()
-        q, k, v = (poisoned(x, len(x), heads, dim) for _ in range(3))
-        CPU.norm_qkv_rope_(x, nw, nb, eps, CPU.pack(weight, 3 * heads, isa), bias, cos, sin, q, k, v, isa)
-        return q, k, v
     if name == "attention":
         q, k, v, bounds, scale = args
         out = q.clone()
         CPU.attention_(out, k, v, bounds, scale, isa)
         return (out.flatten(1),)
+    count = PLAIN_ARGUMENTS[name]
+    args, scales = args[:count], args[count:] or (None, None)
+    int8 = scales[0] is not None
+    if name == "norm_qkv_rope":
+        x, nw, nb, eps, weight, bias, cos, sin, heads, dim = args
+        if cos is not None:
+            cos, sin = cos.float(), sin.float()
+        q, k, v = (poisoned(x, len(x), heads, dim) for _ in range(3))
+        packed = pack(weight, scales[0], isa, 3 * heads)
+        CPU.norm_qkv_rope_(x, nw, nb, eps, packed, bias, cos, sin, q, k, v, int8, isa)
+        return q, k, v
     if name == "linear_residual":
         x, weight, bias, residual = args
         out = residual.clone()
-        CPU.linear_residual_(x, CPU.pack(weight, 1, isa), bias, out, isa)
+        CPU.linear_residual_(x, pack(weight, scales[0], isa), bias, out, int8, isa)
         return (out,)
     out = args[0].clone()
     norm = args[1:4]
     if name == "ffn_lowrank":
         down, up, bias = args[4:]
-        first = CPU.pack(down, 1, isa)
+        first = pack(down, scales[0], isa)
         if up is None:
-            CPU.ffn_(out, *norm, first, bias, len(down), None, None, "none", isa)
+            CPU.ffn_(out, *norm, first, bias, len(down), None, None, "none", int8, isa)
         else:
-            CPU.ffn_(out, *norm, first, None, len(down), CPU.pack(up, 1, isa), bias, "none", isa)
+            CPU.ffn_(out, *norm, first, None, len(down), pack(up, scales[1], isa), bias, "none", int8, isa)
         return (out,)
     w1, b1, w2, b2, activation = args[4:]
-    CPU.ffn_(out, *norm, CPU.pack(w1, 1, isa), b1, len(w1), CPU.pack(w2, 1, isa), b2, activation, isa)
+    first, second = pack(w1, scales[0], isa), pack(w2, scales[1], isa)
+    CPU.ffn_(out, *norm, first, b1, len(w1), second, b2, activation, int8, isa)
     return (out,)
 
 
@@ -111,6 +126,57 @@ def test_equals_the_definition(case: str, dtype: torch.dtype, isa: str) -> None:
     if name == "norm_qkv_rope" and args[6] is not None:  # tables are float32 in every dtype
         args = (*args[:6], args[6].float(), args[7].float(), *args[8:])
     assert_close_to_definition(name, args, isa)
+
+
+BIG_INT8 = {
+    "qkv-7b": ("norm_qkv_rope", lambda: quantized("norm_qkv_rope", qkv_case(67, 1280, 3, 80, rope=True))),
+    "linear-7b": ("linear_residual", lambda: quantized("linear_residual", linear_case(130, 400, 1280))),
+    "lowrank-7b": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(67, 1280, 128))),
+    "merged-7b": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(67, 1280, None))),
+    "dense-7b": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(67, 1280, 5120, "quick_gelu"))),
+}
+EVERY_INT8: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = INT8_CASES | BIG_INT8
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", EVERY_INT8)
+def test_int8_equals_the_definition(case: str, dtype: torch.dtype, isa: str) -> None:
+    name, make = EVERY_INT8[case]
+    args = cast(make(), dtype)
+    exact = outputs(DEFINITIONS[name](*cast(args, torch.float64)))
+    for mine, truth, allowed in zip(run(name, args, isa), exact, int8_tolerances(name, args), strict=True):
+        assert mine.dtype == dtype
+        assert mine.shape == truth.shape
+        assert (mine - truth).abs().max() <= allowed
+
+
+@settings(max_examples=25)
+@given(tokens=st.integers(1, 130), n=st.integers(1, 300), d=st.integers(1, 90), isa=st.sampled_from(SETS))
+def test_int8_products_are_the_plain_ones(tokens: int, n: int, d: int, isa: str) -> None:
+    """Rows that are whole steps already: only the last float operations may differ."""
+    _, *rest = cast(quantized("linear_residual", linear_case(tokens, n, d)), torch.float32)
+    codes = torch.randint(-127, 128, (tokens, n))
+    codes[:, n // 2] = 127
+    args = (codes * torch.exp2(torch.randint(-20, 20, (tokens, 1))), *rest)
+    expected, (mine,) = OPS.linear_residual(*args), run("linear_residual", args, isa)
+    assert torch.allclose(mine, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_int8_rows_at_the_limits(isa: str) -> None:
+    """The largest sums, rows of zeros, rows too small for a step, and rows that hold no numbers."""
+    columns = 65536
+    x = torch.zeros(6, columns)
+    x[1], x[2, ::2], x[3, 0], x[4, 5], x[5, 7] = 1, -1, 1e-38, torch.nan, -torch.inf
+    weight, scale = torch.full((3, columns), 127, dtype=torch.int8), torch.ones(3)
+    weight[1] = -127
+    args = x, weight, torch.arange(3.0), torch.zeros(6, 3), scale
+    mine, expected = run("linear_residual", args, isa)[0], OPS.linear_residual(*args)
+    assert torch.allclose(mine[:4], expected[:4], rtol=1e-6, atol=0)
+    assert mine[4:].isnan().all()
+    with pytest.raises(RuntimeError, match="65536 columns at most, not 65537"):
+        CPU.pack_int8(torch.zeros(2, columns + 1, dtype=torch.int8), torch.ones(2), 1, isa)
 
 
 @settings(max_examples=25)
@@ -166,6 +232,24 @@ def test_nan_and_infinity_come_through(dtype: torch.dtype, isa: str) -> None:
     assert attended[:3].isfinite().all()
 
 
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_minus_infinity_weigh_nothing(dtype: torch.dtype, isa: str) -> None:
+    """Whole blocks of keys that a query cannot see, at the beginning, in the middle and at the end; and all of them."""
+    q, k, v, *rest = cast(attention_case([520], 1, 16), dtype)
+    q[:, :, 0], k[:, :, 0] = 1, 0
+    k[:140, :, 0] = k[250:300, :, 0] = k[390:, :, 0] = -torch.inf
+    (mine,) = run("attention", (q, k, v, *rest), isa)
+    seen = torch.cat((torch.arange(140, 250), torch.arange(300, 390)))
+    truth = DEFINITIONS["attention"](*cast((q, k, v, *rest), torch.float64))
+    theirs = OPS.attention(q, k, v, *rest)
+    assert mine.isfinite().all()
+    assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + torch.finfo(dtype).eps * truth.abs().max()
+    k[seen, :, 0] = -torch.inf
+    (blind,) = run("attention", (q, k, v, *rest), isa)
+    assert blind.isnan().all()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_results_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     args = cast(attention_case([130, 61], 3, 24), torch.bfloat16)
@@ -203,6 +287,7 @@ def test_nothing_packed_is_nothing() -> None:
         None,
         None,
         "none",
+        False,
         SETS[0],
     )
 
@@ -210,7 +295,7 @@ def test_nothing_packed_is_nothing() -> None:
 @pytest.mark.parametrize("isa", SETS)
 def test_a_product_over_nothing_is_zero(isa: str) -> None:
     residual, bias = torch.ones(40, 20), torch.arange(20.0)
-    CPU.linear_residual_(torch.empty(40, 0), CPU.pack(torch.empty(20, 0), 1, isa), bias, residual, isa)
+    CPU.linear_residual_(torch.empty(40, 0), CPU.pack(torch.empty(20, 0), 1, isa), bias, residual, False, isa)
     assert torch.equal(residual, 1 + bias.expand(40, 20))
 
 
@@ -235,10 +320,10 @@ def test_what_does_not_fit_is_refused() -> None:
         CPU.attention_(q, k, v, bounds, scale, "abacus")
     x, weight, bias, residual = cast(linear_case(3, 4, 6), torch.float32)
     with pytest.raises(RuntimeError, match="packed must be"):
-        CPU.linear_residual_(x, CPU.pack(weight[:, :3].contiguous(), 1, best), bias, residual, "portable")
+        CPU.linear_residual_(x, CPU.pack(weight[:, :3].contiguous(), 1, best), bias, residual, False, "portable")
     nothing = torch.empty(0, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="as wide as `hidden` says"):  # sizes that overflow to 0
-        CPU.ffn_(weight, weight[0], weight[0], 1e-6, nothing, None, 2**60, nothing, None, "none", best)
+        CPU.ffn_(weight, weight[0], weight[0], 1e-6, nothing, None, 2**60, nothing, None, "none", False, best)
 
 
 def test_the_instruction_set_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_the_tower_answers_as_the_plain_backend(dtype: torch.dtype) -> None:
     """No further from the float64 tower than twice the plain backend in the same dtype."""
     tower = compact_tower(dtype)
     x = pixels(tower)
+    tower.backend = "plain"
     plain = tower(x, GRIDS).pooler_output
     tower.backend = "csrc"
     mine = tower(x, GRIDS).pooler_output
