@@ -19,6 +19,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,7 +97,7 @@ def save_tower(
         writer = ShardWriter(folder)
         writer.add(state.items())
         writer.finish()
-        _finish(folder, "tower", _config_dict(config), plan, source_dir, _IMAGE_FILES)
+        _finish(folder, "tower", _tower_config(config, state), plan, source_dir, _IMAGE_FILES)
 
 
 def save_vlm(
@@ -120,7 +121,7 @@ def save_vlm(
     config = {
         "model_type": VLM_MODEL_TYPE,
         "vlm_config": _config_dict(vlm_config),
-        "tower_config": _config_dict(tower_config),
+        "tower_config": _tower_config(tower_config, tower_state),
     }
     with new_directory(directory, overwrite=overwrite) as folder:
         require_space(folder, _known_bytes(tower_state) + _known_bytes(rest_state))
@@ -165,6 +166,12 @@ def _config_dict(config: PretrainedConfig) -> dict[str, Any]:
     return values
 
 
+def _tower_config(config: PretrainedConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """With the dtype that holds all of the tower's floating-point tensors."""
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in state.values() if tensor.is_floating_point()))
+    return _config_dict(config) | {"dtype": str(dtype).removeprefix("torch.")}
+
+
 def _known_bytes(state: State) -> int:
     return sum(tensor.nbytes for tensor in state.values()) if isinstance(state, Mapping) else 0
 
@@ -186,7 +193,7 @@ def _check_state(config: PretrainedConfig, state: Mapping[str, Tensor]) -> None:
 
 
 def match_state(model: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """``state`` must hold exactly the model's tensors, by name and shape."""
+    """``state`` must hold exactly the model's tensors, by name and shape; int8 weights and no others in int8."""
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
@@ -197,6 +204,12 @@ def match_state(model: torch.nn.Module, state: Mapping[str, Tensor], what: str) 
             raise InfopruneError(
                 f"{what} do not fit the config's blocks: {name!r} has shape {tuple(state[name].shape)}, "
                 f"not {tuple(want.shape)}"
+            )
+        if (state[name].dtype == torch.int8) != (want.dtype == torch.int8):
+            wanted = "torch.int8" if want.dtype == torch.int8 else "a floating-point tensor"
+            raise InfopruneError(
+                f"{what} do not fit the config's blocks: {name!r} is {state[name].dtype}, not {wanted}; "
+                "compress the dense model again"
             )
 
 
@@ -216,6 +229,11 @@ def _check_plan(plan: Plan, blocks: list[dict[str, Any]]) -> None:
             raise InfopruneError(
                 f"block {i}: the plan's activation between factors is {planned.ffn.between!r}, but the tower's config "
                 f"has {built.get('activation')!r}"
+            )
+        if planned.quantize != built.get("quantize"):
+            raise InfopruneError(
+                f"block {i}: the plan quantises to {planned.quantize!r}, but the tower's config has "
+                f"{built.get('quantize')!r}"
             )
 
 

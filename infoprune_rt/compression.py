@@ -76,7 +76,7 @@ def make_plan(
 def build_compact(
     adapter: TowerAdapter, vision_config: PretrainedConfig, applied: Applied, dtype: torch.dtype | None = None
 ) -> CompactEncoder:
-    """The compact tower in memory, in eval mode. dtype: None keeps that of the weights."""
+    """The compact tower in memory, in eval mode. dtype: of all but int8 weights; None keeps what there is."""
     config = adapter.compact_config(vision_config, applied.specs)
     tower = checkpoint.compact_tower(config)
     if not isinstance(tower, CompactEncoder):
@@ -116,9 +116,9 @@ def compress_checkpoint(
 
     A full model gives a full compact model, unless ``tower_only``; a tower gives a tower. Calibration and
     fits run in float32 on ``device`` ("auto": a GPU if there is one); the weights are written in the dtype
-    that the tower is stored in. ``spill_dir``: where sequential fits keep activations (None: the system's
-    temporary directory). Memory is judged before any work, and so is the disk if ``batches`` has a
-    method ``rows`` (``pruning.memory.Counted``).
+    that the tower is stored in (those that the plan quantises, in int8). ``spill_dir``: where sequential
+    fits keep activations (None: the system's temporary directory). Memory is judged before any work, and so
+    is the disk if ``batches`` has a method ``rows`` (``pruning.memory.Counted``).
     """
     place = named_device(str(device))
     source = resolve_model_dir(model)
@@ -144,7 +144,10 @@ def compress_checkpoint(
     tower = load_tower(source, dtype=torch.float32).to(place)
     applied = apply_plan(tower, adapter, replace(plan, provenance=provenance), batches, progress, spill_dir)
     del tower
-    state = {name: tensor.to("cpu", dtype) for name, tensor in applied.state.items()}
+    state = {
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in applied.state.items()
+    }
     compact_config = adapter.compact_config(vision_config, applied.specs)
     if tower_only:
         checkpoint.save_tower(out, compact_config, state, applied.plan, source, overwrite)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,9 +21,11 @@ from infoprune_rt.towers.base import TowerShape
 PLAN_FORMAT = 1
 FFNMode = Literal["dense", "taylor", "rrr", "neurons"]
 FFNKind = Literal["dense", "lowrank", "merged", "neurons"]
+Quantization = Literal["int8"]
 MODES: tuple[str, ...] = ("dense", "taylor", "rrr", "neurons")
 FACTORED_MODES = ("taylor", "rrr")  # those that fit two low-rank factors
 KINDS: tuple[str, ...] = ("dense", "lowrank", "merged", "neurons")
+QUANTIZATIONS: tuple[str, ...] = ("int8",)
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,14 @@ class BlockPlan:
     """One block: the heads it keeps (indices into the dense tower), and its FFN.
 
     zeta: a factor per kept head folded into the output projection; None sets survivors to 1.
+    quantize: "int8" stores all of the block's weights as int8 with a scale per output channel; None keeps
+    them as they are.
     """
 
     heads: tuple[int, ...]
     ffn: FFNPlan = field(default_factory=FFNPlan)
     zeta: tuple[float, ...] | None = None
+    quantize: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         _validate(self)
+
+    def quantized(self, how: Quantization) -> Plan:
+        """The same plan with the weights of every block quantised."""
+        return replace(self, blocks=tuple(replace(block, quantize=how) for block in self.blocks))
 
     def check_tower(self, architecture: str, shape: TowerShape) -> None:
         """Raise InfopruneError unless the plan was made for a tower of this architecture and these sizes."""
@@ -189,6 +198,10 @@ def _validate(plan: Plan) -> None:
             raise InfopruneError(f'block {i}: "zeta" must be a list of finite numbers, one per kept head, or null')
         if block.zeta is not None and len(block.zeta) != len(heads):
             raise InfopruneError(f"block {i}: {len(block.zeta)} zeta values for {len(heads)} kept heads")
+        if block.quantize is not None and block.quantize not in QUANTIZATIONS:
+            raise InfopruneError(
+                f'block {i}: unknown "quantize" {block.quantize!r}; known are {", ".join(QUANTIZATIONS)}, and null'
+            )
         _validate_ffn(i, block.ffn, shape)
 
 

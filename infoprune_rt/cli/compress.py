@@ -17,6 +17,7 @@ from infoprune_rt.cli.options import (
     ModelArgument,
     OnCorrupt,
     OnCorruptOption,
+    Quantize,
 )
 from infoprune_rt.cli.output import block_progress, console, print_json, say
 from infoprune_rt.errors import InfopruneError
@@ -85,6 +86,14 @@ def compress(
     dense_block: Annotated[list[int] | None, typer.Option(help="Keep this block's FFN dense. Repeatable.")] = None,
     refit: Annotated[bool, typer.Option(help="Solve the output projections again on the kept heads.")] = True,
     sequential: Annotated[bool, typer.Option(help="Fit each block on the already compressed stream.")] = True,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(
+            help="Store all blocks' weights as int8 with a scale per output channel (half of bfloat16's bytes, and no "
+            "training afterwards) and round their inputs to int8 per token at run time, which costs some accuracy: "
+            "measure it. Given beside --plan, it changes the plan."
+        ),
+    ] = None,
     tower_only: Annotated[
         bool, typer.Option("--tower-only", help="Write the tower alone, without the language model.")
     ] = False,
@@ -129,6 +138,8 @@ def compress(
             sequential=sequential,
             method=how | ({"fold_zeta": True} if fold_zeta else {}),
         )
+    if quantize is not None:
+        wanted = wanted.quantized(quantize.value)  # type: ignore[arg-type]  # the enum's values are the literal's
     batches = calibration_batches(source, images, max_images, batch_size, on_corrupt.value)
     with block_progress("compressing") as progress:
         compress_checkpoint(

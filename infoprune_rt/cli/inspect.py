@@ -15,7 +15,7 @@ def inspect(
     patches: Annotated[int, typer.Option(min=1, help="Patches of the picture whose FLOPs are counted.")] = PATCHES,
     as_json: JsonOption = False,
 ) -> None:
-    """Show every block's heads, FFN form, parameters and FLOPs; works on dense and compact models."""
+    """Show every block's heads, FFN form, parameters, bytes and FLOPs; works on dense and compact models."""
     from infoprune_rt.inspection import inspect_model, inspection_table
 
     found = inspect_model(model, patches)

@@ -48,6 +48,12 @@ class Bias(StrEnum):
     mean = "mean"
 
 
+class Quantize(StrEnum):
+    """What weights become."""
+
+    int8 = "int8"
+
+
 class Activation(StrEnum):
     """What may stand between the factors of an FFN."""
 

@@ -17,6 +17,7 @@ from infoprune_rt.pruning.compaction import pack, refitted, slice_attention
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, corrected
 from infoprune_rt.pruning.ffn_modes import fit_ffn, wants_of
 from infoprune_rt.pruning.memory import require_memory
+from infoprune_rt.pruning.quantization import quantized
 from infoprune_rt.pruning.sequential import fit_sequentially
 from infoprune_rt.towers.base import TowerAdapter
 
@@ -28,9 +29,9 @@ _Fits = Iterator[tuple[dict[str, Tensor], FFNFit]]
 class Applied:
     """A plan carried out.
 
-    plan: the resolved plan. state: the compact tower's state dict, in the dense tower's dtype and
-    sharing no memory with it. specs: the compact config's ``blocks``. spectra: per block what its
-    FFN's size was chosen by (``FFNFit.spectrum``), None for blocks planned dense.
+    plan: the resolved plan. state: the compact tower's state dict, in the dense tower's dtype (weights that
+    the plan quantises in int8) and sharing no memory with it. specs: the compact config's ``blocks``.
+    spectra: per block what its FFN's size was chosen by (``FFNFit.spectrum``), None for blocks planned dense.
     """
 
     plan: Plan
@@ -65,8 +66,10 @@ def apply_plan(
         for i, (attention, ffn) in enumerate(_fits(tower, adapter, plan, batches_factory, spill_dir)):
             block_plan = plan.blocks[i]
             packed = pack(adapter.blocks(tower)[i], attention, ffn)
+            if block_plan.quantize:
+                packed = quantized(packed)
             state |= {f"blocks.{i}.{name}": tensor for name, tensor in packed.items()}
-            specs.append(_spec(len(block_plan.heads), ffn))
+            specs.append(_spec(block_plan, ffn))
             spectra.append(ffn.spectrum)
             blocks.append(replace(block_plan, ffn=_resolved(block_plan.ffn, ffn)))
             if progress is not None:
@@ -133,11 +136,12 @@ def _check(tower: nn.Module, adapter: TowerAdapter, plan: Plan) -> None:
             raise InfopruneError(f"the tower's weight {name} holds NaN or infinity; get an intact checkpoint")
 
 
-def _spec(num_heads: int, ffn: FFNFit) -> dict[str, Any]:
+def _spec(plan: BlockPlan, ffn: FFNFit) -> dict[str, Any]:
     """One entry of the compact config's ``blocks``; only factors and kept neurons have a size."""
     size = ffn.size if ffn.kind in ("lowrank", "neurons") else None
-    spec = {"num_heads": num_heads, "ffn": ffn.kind, "size": size}
-    return spec if ffn.activation is None else spec | {"activation": ffn.activation}
+    rare = {"activation": ffn.activation, "quantize": plan.quantize}
+    spec = {"num_heads": len(plan.heads), "ffn": ffn.kind, "size": size}
+    return spec | {name: value for name, value in rare.items() if value is not None}
 
 
 def _resolved(plan: FFNPlan, fit: FFNFit) -> FFNPlan:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops.plain import ACTIVATIONS
-from infoprune_rt.plan import KINDS, FFNKind
+from infoprune_rt.plan import KINDS, QUANTIZATIONS, FFNKind, Quantization
 from infoprune_rt.towers.base import TowerShape
 
 _OPS = torch.ops.infoprune
@@ -25,12 +25,14 @@ class BlockSpec:
     num_heads: kept heads, 0 for a block without attention (only its bias stays).
     ffn: the FFN's form. size: rank k (``lowrank``) or kept neurons (``neurons``); None for
     ``dense`` and ``merged``. activation: of a ``neurons`` FFN, where it is not the tower's own.
+    quantize: "int8" for weights of int8 with a scale per row; None for weights in the tower's dtype.
     """
 
     num_heads: int
     ffn: FFNKind = "dense"
     size: int | None = None
     activation: str | None = None
+    quantize: Quantization | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in config.json."""
@@ -42,8 +44,8 @@ class BlockSpec:
         known = {field.name for field in fields(cls)}
         if not isinstance(raw, dict) or not {"num_heads", "ffn"} <= set(raw) <= known:
             raise InfopruneError(
-                f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size", and "activation" '
-                "where it is not the tower's"
+                f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size", "activation" '
+                'where it is not the tower\'s, and "quantize" where weights are quantised'
             )
         spec = cls(**raw)
         spec._check(index, shape)
@@ -64,6 +66,11 @@ class BlockSpec:
             raise InfopruneError(
                 f"{where}: only a neurons FFN has an activation of its own, one of {', '.join(ACTIVATIONS)}, but "
                 f"this {self.ffn} FFN has {self.activation!r}"
+            )
+
+        if self.quantize is not None and self.quantize not in QUANTIZATIONS:
+            raise InfopruneError(
+                f"{where}: unknown quantisation {self.quantize!r}; known are {', '.join(QUANTIZATIONS)}"
             )
 
 
@@ -91,6 +98,14 @@ class _BiasOnly(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
 
+class Projection(nn.Linear):
+    """A linear layer's parameters, which operators take; ``weight_scale`` is None unless the weight is int8."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_parameter("weight_scale", None)
+
+
 class DenseFFN(nn.Module):
     """fc2 act(fc1 .) with ``hidden`` neurons: all of them, those that were kept, or ``act`` between two factors."""
 
@@ -101,6 +116,8 @@ class DenseFFN(nn.Module):
         self.fc1_bias = nn.Parameter(torch.zeros(hidden))
         self.fc2_weight = nn.Parameter(torch.empty(width, hidden))
         self.fc2_bias = nn.Parameter(torch.zeros(width))
+        self.register_parameter("fc1_weight_scale", None)
+        self.register_parameter("fc2_weight_scale", None)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """x + FFN(norm(x)), T x d."""
@@ -114,6 +131,8 @@ class DenseFFN(nn.Module):
             self.fc2_weight,
             self.fc2_bias,
             self.activation,
+            self.fc1_weight_scale,
+            self.fc2_weight_scale,
         )
         return out
 
@@ -126,10 +145,14 @@ class LowRankFFN(nn.Module):
         self.down = nn.Parameter(torch.empty(rank, width))
         self.up = nn.Parameter(torch.empty(width, rank))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_parameter("down_scale", None)
+        self.register_parameter("up_scale", None)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """x + FFN(norm(x)), T x d."""
-        out: Tensor = _OPS.ffn_lowrank(x, norm.weight, norm.bias, norm.eps, self.down, self.up, self.bias)
+        out: Tensor = _OPS.ffn_lowrank(
+            x, norm.weight, norm.bias, norm.eps, self.down, self.up, self.bias, self.down_scale, self.up_scale
+        )
         return out
 
 
@@ -140,10 +163,11 @@ class MergedFFN(nn.Module):
         super().__init__()
         self.map = nn.Parameter(torch.empty(width, width))
         self.bias = nn.Parameter(torch.zeros(width))
+        self.register_parameter("map_scale", None)
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """x + FFN(norm(x)), T x d."""
-        out: Tensor = _OPS.ffn_lowrank(x, norm.weight, norm.bias, norm.eps, self.map, None, self.bias)
+        out: Tensor = _OPS.ffn_lowrank(x, norm.weight, norm.bias, norm.eps, self.map, None, self.bias, self.map_scale)
         return out
 
 
@@ -157,11 +181,23 @@ def _ffn(spec: BlockSpec, shape: TowerShape) -> nn.Module:
     return DenseFFN(shape.width, hidden, spec.activation or shape.activation)
 
 
+def _to_int8(block: nn.Module) -> None:
+    """Room for int8 weights in the place of float ones, each with a scale per row; they take no gradient."""
+    for module in block.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight.ndim == 2:
+                codes = torch.zeros_like(weight, dtype=torch.int8)
+                module.register_parameter(name, nn.Parameter(codes, requires_grad=False))
+                scale = nn.Parameter(weight.new_ones(len(weight)), requires_grad=False)
+                module.register_parameter(f"{name}_scale", scale)
+
+
 class CompactBlock(nn.Module):
     """One block with its own head count and FFN form.
 
     Parameters: ``norm1``, ``qkv`` (3 x h x D rows: q, k, v), ``out`` (d x h*D), ``norm2``, ``ffn``;
-    without heads only ``out.bias`` is left of the attention.
+    without heads only ``out.bias`` is left of the attention. Where the spec quantises, every weight is int8
+    and has its ``<name>_scale`` (a number per row) beside it.
     """
 
     def __init__(self, spec: BlockSpec, shape: TowerShape) -> None:
@@ -169,23 +205,26 @@ class CompactBlock(nn.Module):
         self.spec = spec
         self.head_dim = shape.head_dim
         inner = spec.num_heads * shape.head_dim
-        self.out: nn.Linear | _BiasOnly
+        self.out: Projection | _BiasOnly
         if spec.num_heads:
             self.norm1 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
-            self.qkv = nn.Linear(shape.width, 3 * inner)
-            self.out = nn.Linear(inner, shape.width)
+            self.qkv = Projection(shape.width, 3 * inner)
+            self.out = Projection(inner, shape.width)
         else:
             self.out = _BiasOnly(shape.width)
         self.norm2 = nn.LayerNorm(shape.width, eps=shape.norm_eps)
         self.ffn = _ffn(spec, shape)
+        if spec.quantize:
+            _to_int8(self)
 
     def _attend(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        norm, qkv, heads = self.norm1, self.qkv, self.spec.num_heads
+        norm, qkv, rotary = self.norm1, self.qkv, (cos, sin)
+        sizes = (self.spec.num_heads, self.head_dim)
         q, k, v = _OPS.norm_qkv_rope(
-            x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, cos, sin, heads, self.head_dim
+            x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, *rotary, *sizes, qkv.weight_scale
         )
         z = _OPS.attention(q, k, v, cu_seqlens, self.head_dim**-0.5)
-        out: Tensor = _OPS.linear_residual(z, self.out.weight, self.out.bias, x)
+        out: Tensor = _OPS.linear_residual(z, self.out.weight, self.out.bias, x, self.out.weight_scale)
         return out
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:

@@ -21,11 +21,16 @@ class BlockCost:
     ffn_parameters: int = 0
     linear_flops: int = 0  # the attention's projections and the FFN
     attention_flops: int = 0  # the core: scores and weighted sum
+    int8_parameters: int = 0  # of all parameters, those that take one byte whatever the tower's dtype
 
     @property
     def parameters(self) -> int:
-        """All parameters, norms and biases included."""
+        """All parameters: norms, biases and scales included."""
         return self.attention_parameters + self.ffn_parameters
+
+    def bytes(self, itemsize: int) -> int:
+        """Of all parameters in a dtype of this many bytes."""
+        return self.int8_parameters + itemsize * (self.parameters - self.int8_parameters)
 
     @property
     def flops(self) -> int:
@@ -38,6 +43,7 @@ class BlockCost:
             self.ffn_parameters + other.ffn_parameters,
             self.linear_flops + other.linear_flops,
             self.attention_flops + other.attention_flops,
+            self.int8_parameters + other.int8_parameters,
         )
 
 
@@ -45,11 +51,14 @@ def block_cost(spec: BlockSpec, shape: TowerShape, seq_lens: Sequence[int]) -> B
     """Cost of one block on a pack of sequences with these lengths (tokens per image or frame)."""
     d, tokens = shape.width, sum(seq_lens)
     inner = spec.num_heads * shape.head_dim
-    ffn_weights, ffn_biases = _ffn_sizes(spec, shape)
+    ffn_weights, ffn_biases, ffn_rows = _ffn_sizes(spec, shape)
     attention_biases = 3 * inner + d + (2 * d if inner else 0)  # a block without heads keeps out.bias alone
+    attention_scales = 3 * inner + d if spec.quantize and inner else 0
+    ffn_scales = ffn_rows if spec.quantize else 0
     return BlockCost(
-        attention_parameters=4 * d * inner + attention_biases,
-        ffn_parameters=ffn_weights + ffn_biases + 2 * d,
+        attention_parameters=4 * d * inner + attention_biases + attention_scales,
+        ffn_parameters=ffn_weights + ffn_biases + ffn_scales + 2 * d,
+        int8_parameters=4 * d * inner + ffn_weights if spec.quantize else 0,
         linear_flops=2 * tokens * (4 * d * inner + ffn_weights),
         attention_flops=4 * inner * sum(n * n for n in seq_lens),
     )
@@ -60,13 +69,13 @@ def tower_costs(specs: Iterable[BlockSpec], shape: TowerShape, seq_lens: Sequenc
     return [block_cost(spec, shape, seq_lens) for spec in specs]
 
 
-def _ffn_sizes(spec: BlockSpec, shape: TowerShape) -> tuple[int, int]:
-    """Numbers of weights and of biases of a block's FFN."""
+def _ffn_sizes(spec: BlockSpec, shape: TowerShape) -> tuple[int, int, int]:
+    """Numbers of weights, of biases and of the weights' rows of a block's FFN."""
     d = shape.width
     if spec.ffn == "merged":
-        return d * d, d
+        return d * d, d, d
     if spec.ffn == "lowrank":
         assert spec.size is not None  # a checked spec has it
-        return 2 * d * spec.size, d
+        return 2 * d * spec.size, d, spec.size + d
     hidden = shape.ffn_width if spec.size is None else spec.size
-    return 2 * d * hidden, hidden + d
+    return 2 * d * hidden, hidden + d, hidden + d

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,9 +27,17 @@ SPECS = [
 ]
 
 
+INT8_SPECS = [replace(spec, quantize="int8") for spec in SPECS]
+
+
 def random_(module: torch.nn.Module) -> Any:
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    for name, parameter in module.named_parameters():
+        if parameter.dtype == torch.int8:
+            parameter.random_(-127, 128)
+        elif name.endswith("_scale"):
+            torch.nn.init.uniform_(parameter, 0.001, 0.004)
+        else:
+            torch.nn.init.normal_(parameter, std=0.2)
     return module
 
 
@@ -68,6 +77,44 @@ def test_a_block_is_its_definition(spec: BlockSpec) -> None:
     assert torch.allclose(block(x, bounds, None, None), expected, atol=1e-12)
 
 
+def dequantised(block: CompactBlock) -> CompactBlock:
+    """The float block that an int8 block stands for."""
+    state = block.state_dict()
+    for name in [name for name in state if name.endswith("_scale")]:
+        scale = state.pop(name)
+        state[name.removesuffix("_scale")] = state[name.removesuffix("_scale")] * scale[:, None]
+    plain = CompactBlock(replace(block.spec, quantize=None), SHAPE).double()
+    plain.load_state_dict(state)
+    return plain
+
+
+@pytest.mark.parametrize("spec", INT8_SPECS)
+def test_an_int8_block_is_its_float_block_but_for_rounded_activations(spec: BlockSpec) -> None:
+    block = random_(CompactBlock(spec, SHAPE).double())
+    assert {name for name, p in block.named_parameters() if p.ndim == 2} == {
+        name for name, p in block.named_parameters() if p.dtype == torch.int8
+    }
+    x, bounds, cos, sin = pack([1, 6, 4])
+    got, expected = block(x, bounds, cos, sin), dequantised(block)(x, bounds, cos, sin)
+    error = (got - expected).square().mean().sqrt() / (expected - x).square().mean().sqrt()
+    assert 1e-4 < error < 0.03
+
+
+def test_an_int8_block_runs_under_grad_but_has_none() -> None:
+    block = random_(CompactBlock(INT8_SPECS[1], SHAPE))
+    out = block(*pack([3, 2], torch.float32))
+    with pytest.raises(InfopruneError, match="has no gradient with int8 weights; train the tower first"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_conversions_leave_int8_weights(dtype: torch.dtype) -> None:
+    block = random_(CompactBlock(INT8_SPECS[3], SHAPE))
+    before = {name: p.clone() for name, p in block.named_parameters() if p.dtype == torch.int8}
+    assert {p.dtype for p in block.to(dtype).parameters()} == {torch.int8, dtype}
+    assert all(torch.equal(block.get_parameter(name), codes) for name, codes in before.items())
+
+
 def test_a_block_without_heads_keeps_only_its_bias() -> None:
     names = set(CompactBlock(BlockSpec(0, "merged"), SHAPE).state_dict())
     assert names == {"out.bias", "norm2.weight", "norm2.bias", "ffn.map", "ffn.bias"}
@@ -85,8 +132,9 @@ def test_gradients_are_those_of_the_plain_definitions(monkeypatch: pytest.Monkey
         assert torch.allclose(found[name], parameter.grad, rtol=1e-10), name
 
 
-def test_compiles_as_one_graph_for_any_number_of_tokens() -> None:
-    stack = random_(BlockStack(SPECS, SHAPE))
+@pytest.mark.parametrize("specs", [SPECS, INT8_SPECS])
+def test_compiles_as_one_graph_for_any_number_of_tokens(specs: list[BlockSpec]) -> None:
+    stack = random_(BlockStack(specs, SHAPE))
     compiled = torch.compile(stack, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for lengths in ([3, 4], [5, 1, 6]):
@@ -94,8 +142,9 @@ def test_compiles_as_one_graph_for_any_number_of_tokens() -> None:
             assert torch.equal(compiled(*inputs), stack(*inputs))
 
 
-def test_exports_with_a_dynamic_number_of_tokens() -> None:
-    stack = random_(BlockStack(SPECS, SHAPE)).eval()
+@pytest.mark.parametrize("specs", [SPECS, INT8_SPECS])
+def test_exports_with_a_dynamic_number_of_tokens(specs: list[BlockSpec]) -> None:
+    stack = random_(BlockStack(specs, SHAPE)).eval()
     tokens, bounds = torch.export.Dim("tokens", min=2), torch.export.Dim("bounds", min=2)
     dynamic = {"x": {0: tokens}, "cu_seqlens": {0: bounds}, "cos": {0: tokens}, "sin": {0: tokens}}
     with torch.no_grad():
@@ -119,6 +168,8 @@ def test_exports_with_a_dynamic_number_of_tokens() -> None:
         ({"num_heads": 2, "ffn": "neurons", "size": 3, "activation": "relu"}, "this neurons FFN has 'relu'"),
         ({"num_heads": 2, "ffn": "neurons", "size": 3, "activation": ["gelu"]}, "this neurons FFN has ['gelu']"),
         ({"num_heads": 2, "ffn": "dense", "activation": "gelu"}, "only a neurons FFN has an activation of its own"),
+        ({"num_heads": 2, "ffn": "dense", "quantize": "int4"}, "unknown quantisation 'int4'; known are int8"),
+        ({"num_heads": 2, "ffn": "dense", "quantize": ["int8"]}, "unknown quantisation ['int8']"),
         ([2, "dense"], 'must be an object with "num_heads", "ffn" and "size"'),
     ],
 )

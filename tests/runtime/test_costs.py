@@ -25,6 +25,10 @@ SPECS = [
     BlockSpec(2, "neurons", 9),
     BlockSpec(2, "neurons", 8, "gelu"),
     BlockSpec(0, "lowrank", 1),
+    BlockSpec(5, quantize="int8"),
+    BlockSpec(3, "lowrank", 7, quantize="int8"),
+    BlockSpec(0, "merged", quantize="int8"),
+    BlockSpec(2, "neurons", 8, "gelu", quantize="int8"),
 ]
 
 
@@ -32,6 +36,13 @@ SPECS = [
 def test_parameters_are_the_modules(spec: BlockSpec) -> None:
     cost = block_cost(spec, SHAPE, [3])
     assert cost.parameters == sum(p.numel() for p in CompactBlock(spec, SHAPE).parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", SPECS)
+def test_bytes_are_the_modules(spec: BlockSpec, dtype: torch.dtype) -> None:
+    block = CompactBlock(spec, SHAPE).to(dtype)
+    assert block_cost(spec, SHAPE, [3]).bytes(dtype.itemsize) == sum(p.nbytes for p in block.parameters())
 
 
 @pytest.mark.parametrize("spec", SPECS)
