@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DIST := dist
 
-.PHONY: demo test check sanitize bench report tiny-vlm clean
+.PHONY: demo test check sanitize bench report wheel tiny-vlm clean
 
 demo: $(STAMP)  ## prune the tiny VLM and the full-size tower; writes demo-out/
 	$(BIN)/infoprune demo
@@ -30,6 +31,10 @@ bench: $(STAMP)  ## the slow measurements behind the README's figures; writes be
 
 report: $(STAMP)  ## write the README's tables from the result files of this machine
 	$(BIN)/python benchmarks/report.py --machine $$($(BIN)/python -c 'from infoprune_rt.benchmarking.environment import machine_name; print(machine_name())')
+
+wheel: $(STAMP)  ## a wheel with the compiled CPU kernels, in dist/: no compiler is needed where it is installed
+	library=$$($(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; print(compiled_library())') && \
+	INFOPRUNE_WHEEL_LIBRARY=$$library $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir $(DIST) .
 
 tiny-vlm: $(STAMP)  ## train the shipped model again from its seed (about an hour on 2 cores)
 	$(BIN)/python -m infoprune_rt.demo.tiny_training

@@ -1,4 +1,4 @@
-"""The CPU kernels of ``csrc``: compiled on first use, kept, loaded as ``torch.ops.infoprune_cpu``.
+"""The CPU kernels of ``csrc``, loaded as ``torch.ops.infoprune_cpu``: out of the wheel, or compiled on first use.
 
 The compiled library is kept in the user's cache directory under a name that follows from the sources, the compiler and
 its flags, so that a change of any of them compiles anew and nothing stale is ever loaded. It uses PyTorch's stable ABI
@@ -24,7 +24,10 @@ import torch
 
 from infoprune_rt.errors import InfopruneError
 
-SOURCES = Path(__file__).parents[2] / "csrc"
+_PACKAGE = Path(__file__).parents[1]
+# Installed packages bring the sources along; a checkout has them beside the package.
+SOURCES = next((path for path in (_PACKAGE / "csrc", _PACKAGE.parent / "csrc") if path.is_dir()), _PACKAGE / "csrc")
+SHIPPED = _PACKAGE / "ops" / "lib" / "infoprune_cpu.so"  # only in wheels that `make wheel` built
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fno-math-errno", "-Wno-psabi"]
 # Threads are torch's: no OpenMP of the compiler's own.
 LINK_FLAGS = ["-shared", *(["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])]
@@ -35,18 +38,41 @@ FLAGS_VARIABLE = "INFOPRUNE_CXXFLAGS"  # after our own, when compiling and when 
 
 @cache
 def load_library() -> None:
-    """Load the kernels, compiling them first if need be (a line on stderr says so).
+    """Load the kernels: the wheel's, else the cache's, else compiled for it first (a line on stderr says so).
 
-    Raises InfopruneError where they cannot be compiled, kept or loaded (no sources, no compiler, no place to write).
-    Nothing falls back by itself: who asked for these kernels by name is told, and "plain" serves.
+    Who sets INFOPRUNE_CXXFLAGS gets kernels that were compiled with them. Raises InfopruneError where the kernels
+    cannot be compiled, kept or loaded (no compiler, no place to write).
     """
+    if _wheel_serves():
+        try:
+            return _load(SHIPPED)
+        except OSError as error:
+            print(f"infoprune: the wheel's CPU kernels do not load ({error}); compiled ones serve", file=sys.stderr)
     library = compiled_library()
     try:
-        torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        _load(library)
     except OSError as error:
         raise InfopruneError(
             f"the compiled CPU kernels do not load: {error}; remove {library.parent} to have them compiled again"
         ) from error
+
+
+def origin() -> str:
+    """Where the kernels will come from, in words; nothing is compiled for the answer.
+
+    Raises InfopruneError where it is already seen that they cannot be had.
+    """
+    if _wheel_serves():
+        return "of the wheel"
+    return "compiled" if cached_library().exists() else "compiled on first use"
+
+
+def _wheel_serves() -> bool:
+    return SHIPPED.exists() and not _extra_flags()
+
+
+def _load(library: Path) -> None:
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
 
 
 def isa() -> str:
@@ -60,7 +86,7 @@ def isa() -> str:
 
 
 def compiled_library() -> Path:
-    """Where the compiled kernels are, once they are there; load_library without the loading.
+    """Where the cache's compiled kernels are, once they are there.
 
     Safe when several processes start together: one compiles, the others wait for it.
     """
@@ -81,7 +107,7 @@ def compiled_library() -> Path:
 def cached_library() -> Path:
     """Where the compiled kernels are, or will be. Raises InfopruneError where they cannot be compiled."""
     if not (SOURCES / "kernels.h").is_file():
-        raise InfopruneError(f"the CPU kernels' sources are not at {SOURCES}; install from a source checkout")
+        raise InfopruneError(f"the CPU kernels' sources are not at {SOURCES}; install infoprune-rt again")
     compiler = _compiler()
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
     # The machine too: a home directory may be shared by several kinds.
@@ -143,6 +169,8 @@ def _compile(library: Path) -> None:
         command, flags = _compiler(), [*FLAGS, *_extra_flags()]
         for path in include_paths():
             flags += ["-isystem", path]
+        for path in (str(SOURCES), *include_paths()):
+            flags.append(f"-fmacro-prefix-map={path}=.")  # no library says on which machine it was made
         sources = sorted(SOURCES.glob("*.cpp"))
         objects = [aside / f"{source.stem}.o" for source in sources]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
