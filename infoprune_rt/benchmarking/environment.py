@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hardware import cpuinfo, fast_bfloat16, instruction_sets
-from infoprune_rt.ops.cpu_library import cached_library
+from infoprune_rt.runtime.backends import demanded_backend, describe_backends, expected_default
 
 PACKAGES = ("infoprune-rt", "torch", "triton", "transformers", "accelerate", "safetensors", "numpy")
 
@@ -30,7 +29,8 @@ def environment() -> dict[str, Any]:
         "fast_bfloat16": fast_bfloat16(),
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": {name: _version(name) for name in PACKAGES},
-        "backends": {"plain": "available (PyTorch operators, any device)", "csrc": _csrc()},
+        "backends": describe_backends(),
+        "backend_on_the_cpu": demanded_backend() or expected_default(),
     }
 
 
@@ -44,15 +44,6 @@ def command() -> str:
 def _cpu_name() -> str:
     named = [line.split(":", 1)[1].strip() for line in cpuinfo() if line.startswith("model name")]
     return named[0] if named else platform.processor()
-
-
-def _csrc() -> str:
-    """Whether the CPU kernels can serve here; nothing is compiled for the answer."""
-    try:
-        compiled = cached_library().exists()
-    except InfopruneError as error:
-        return f"not available ({error})"
-    return f"available (C++ kernels, {'compiled' if compiled else 'compiled on first use'})"
 
 
 def _version(name: str) -> str | None:

@@ -95,6 +95,7 @@ class Workbench:
         dense = copy.deepcopy(self.dense).float()
         plan = self.plan(masks, refit=False)
         sliced = build_compact(self.adapter, self.vision_config, apply_plan(dense, self.adapter, plan, lambda: []))
+        sliced.backend = "plain"  # the same operators on both sides
         inputs = next(iter(self.batches))
         with torch.inference_mode():
             with mask_heads(self.adapter.blocks(dense), masks, self.shape.head_dim):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import warnings
+from threading import Lock
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.cpu_library import load_library, origin
 
 BACKENDS: dict[str, str] = {
     "plain": "PyTorch operators, any device",
-    "csrc": "C++ kernels for the CPU, compiled on first use",
+    "csrc": "C++ kernels for the CPU",
 }
 VARIABLE = "INFOPRUNE_BACKEND"
 
+_settling = Lock()
+_settled: str | None = None  # what serves on the CPU in this process where nothing was demanded
 
-def default_backend() -> str:
-    """What INFOPRUNE_BACKEND demands, else "plain"."""
-    return checked_backend(os.environ.get(VARIABLE) or "plain", f"{VARIABLE}: ")
+
+def demanded_backend() -> str | None:
+    """What INFOPRUNE_BACKEND demands; None where it is unset."""
+    name = os.environ.get(VARIABLE)
+    return checked_backend(name, f"{VARIABLE}: ") if name else None
 
 
 def checked_backend(name: str, where: str = "") -> str:
@@ -23,3 +30,46 @@ def checked_backend(name: str, where: str = "") -> str:
     if name not in BACKENDS:
         raise InfopruneError(f"{where}unknown backend {name!r}; known are {', '.join(BACKENDS)}")
     return name
+
+
+def settle_default() -> str:
+    """The fastest backend that can be had on the CPU: the kernels, compiled now if need be, else "plain".
+
+    Asked at the first pass that can use the kernels, and settled for the process then: where they cannot be had, one
+    warning says why.
+    """
+    global _settled
+    with _settling:
+        if _settled is None:
+            try:
+                load_library()
+                _settled = "csrc"
+            except InfopruneError as error:
+                _settled = "plain"  # before the warning, which a filter may turn into an exception
+                warnings.warn(
+                    f"PyTorch's operators run the compact tower, slower than the CPU kernels would: {error} "
+                    f"({VARIABLE}=plain keeps them without this warning)",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return _settled
+
+
+def expected_default() -> str:
+    """What settle_default found; before it was asked, what it will find as far as is seen without compiling."""
+    if _settled is not None:
+        return _settled
+    try:
+        origin()
+    except InfopruneError:
+        return "plain"
+    return "csrc"
+
+
+def describe_backends() -> dict[str, str]:
+    """For ``infoprune doctor``: each backend, and whether it can serve here. Nothing is compiled for the answer."""
+    try:
+        csrc = f"available ({BACKENDS['csrc']}, {origin()})"
+    except InfopruneError as error:
+        csrc = f"not available ({error})"
+    return {"plain": f"available ({BACKENDS['plain']})", "csrc": csrc}

@@ -19,7 +19,7 @@ from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import Plan
-from infoprune_rt.runtime.backends import checked_backend, default_backend
+from infoprune_rt.runtime.backends import checked_backend, demanded_backend, expected_default, settle_default
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
 from infoprune_rt.runtime.cpu_engine import CpuEngine, dtype_of
 from infoprune_rt.towers.base import Stream, TowerShape
@@ -56,17 +56,24 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     def __init__(self, config: PretrainedConfig, shape: TowerShape) -> None:
         super().__init__(config)
         self.blocks = BlockStack(block_specs(config.blocks, shape), shape)
-        self._backend = default_backend()
+        self._demanded = demanded_backend()  # None: the fastest that can be had
+        self._classes = frozenset(map(type, self.blocks.modules()))
         self._engine: CpuEngine | None = None
 
     @property
     def backend(self) -> str:
-        """What runs the blocks: "plain" (PyTorch operators) or "csrc" (C++ kernels, where weights are on the CPU)."""
-        return self._backend
+        """What runs the blocks: "csrc" (C++ kernels, where weights are on the CPU) or "plain" (PyTorch operators).
+
+        What was demanded, by setting it or by INFOPRUNE_BACKEND; a pass then raises where it cannot be had. Else the
+        fastest that can be had, which the first pass settles; until then, what is to be expected.
+        """
+        if self._demanded is not None:
+            return self._demanded
+        return "plain" if dtype_of(self.blocks) is None else expected_default()
 
     @backend.setter
     def backend(self, name: str) -> None:
-        self._backend = checked_backend(name)
+        self._demanded = checked_backend(name)
         self._engine = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -82,10 +89,16 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
 
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights for a tower built without a checkpoint, as transformers' own towers have."""
-        super()._init_weights(module)
+        parameters = dict(module.named_parameters(recurse=False))
+        if all(parameter.is_floating_point() for parameter in parameters.values()):
+            super()._init_weights(module)
         std = getattr(self.config, "initializer_range", 0.02)
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.ndim > 1:
+        for name, parameter in parameters.items():
+            if not parameter.is_floating_point():
+                parameter.random_(-127, 128)
+            elif name.endswith("_scale"):
+                nn.init.constant_(parameter, std * 3**0.5 / 127)  # a uniform distribution's
+            elif parameter.ndim > 1:
                 nn.init.normal_(parameter, std=std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -121,18 +134,32 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """The kernels with this tower's present weights; none where plain PyTorch must serve.
 
         That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes, and
-        where hooks want to see or change what passes through the blocks.
+        where the blocks are no longer ours alone to run.
         """
-        if self._backend != "csrc" or torch.compiler.is_compiling() or dtype_of(self.blocks) != x.dtype:
+        if self._demanded == "plain" or torch.compiler.is_compiling() or type(x) is not Tensor:
+            return None
+        if dtype_of(self.blocks) != x.dtype:
             return None
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.blocks.parameters())):
             return None
-        if any(module._forward_hooks or module._forward_pre_hooks for module in self.blocks.modules()):
+        if not all(map(self._is_as_built, self.blocks.modules())):
+            return None
+        if self._demanded is None and settle_default() == "plain":
             return None
         engine = self._engine  # read once: another thread may replace it meanwhile
         if engine is None or not engine.is_current(self.blocks):
             engine = self._engine = CpuEngine(self.blocks)
         return engine
+
+    def _is_as_built(self, module: nn.Module) -> bool:
+        """Without hooks, not compiled, and neither its class nor its forward replaced (by adapters, by offloading)."""
+        return (
+            type(module) in self._classes
+            and not module._forward_hooks
+            and not module._forward_pre_hooks
+            and "forward" not in vars(module)
+            and module._compiled_call_impl is None
+        )
 
     @classmethod
     def from_pretrained(

@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import AutoModel
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
-from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.cpu_engine import CpuEngine
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
@@ -168,15 +167,3 @@ def test_the_stream_that_came_in_is_left_alone() -> None:
     x = pixels(tower)
     first = tower(x, GRIDS).pooler_output
     assert torch.equal(first, tower(x, GRIDS).pooler_output)
-
-
-def test_backends_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = compact_tower()
-    assert tower.backend == "plain"
-    with pytest.raises(InfopruneError, match="unknown backend 'abacus'; known are plain, csrc"):
-        tower.backend = "abacus"
-    monkeypatch.setenv("INFOPRUNE_BACKEND", "csrc")
-    assert compact_tower().backend == "csrc"
-    monkeypatch.setenv("INFOPRUNE_BACKEND", "abacus")
-    with pytest.raises(InfopruneError, match="INFOPRUNE_BACKEND: unknown backend"):
-        compact_tower()
