@@ -85,15 +85,15 @@ struct AttentionScratch {
     queries = place(kQueryBlock * query_stride * static_cast<int64_t>(sizeof(E)));
     weights = place(kQueryBlock * kKeyBlock * static_cast<int64_t>(sizeof(E)));
     maxima = place(kQueryBlock * 4);
-    totals = place(kQueryBlock * 4);
+    totals = place(kQueryBlock * kLanes * 4);
     bytes = at;
   }
 };
 
 // Softmax weights of one row against `count` keys, beyond them zeros up to `width`; returns by how much what was summed
-// before must be scaled down.
+// before must be scaled down. `totals` are sums of weights, lane by lane.
 template <class E>
-INLINE float soften(const float* scores, int64_t count, int64_t width, float scale, float& most, float& total, E* to) {
+INLINE float soften(const float* scores, int64_t count, int64_t width, float scale, float& most, float* totals, E* to) {
   int64_t whole = count / kLanes * kLanes;
   Floats peaks = splat(-__builtin_inff());
   for (int64_t i = 0; i < whole; i += kLanes) peaks = larger(load(scores + i), peaks);
@@ -104,21 +104,21 @@ INLINE float soften(const float* scores, int64_t count, int64_t width, float sca
   const float before = most;
   most = peak;
   if (peak == -__builtin_inff()) peak = 0;
-  Floats totals{};
+  Floats sums{};
   for (int64_t i = 0; i < whole; i += kLanes) {
-    Floats weight = exp2(load(scores + i) * scale - peak);
-    totals += weight;
+    Floats weight = exp2<E>(load(scores + i) * scale - peak);
+    sums += weight;
     store(to + i, weight);
   }
-  float now = sum(totals);
   if (whole < count) {
-    Floats weight = exp2(load_some(scores + whole, count - whole) * scale - peak);
-    for (int64_t i = whole; i < count; ++i) now += weight[i - whole];
+    Floats weight = exp2<E>(load_some(scores + whole, count - whole) * scale - peak);
+    for (int64_t i = 0; i < kLanes; ++i) weight[i] = whole + i < count ? weight[i] : 0.0f;
+    sums += weight;
     store_some(to + whole, weight, count - whole);
   }
   for (int64_t i = count; i < width; ++i) to[i] = from_float<E>(0.0f);
-  float shrink = before == most ? 1.0f : __builtin_exp2f(before - peak);
-  total = total * shrink + now;
+  float shrink = before == most ? 1.0f : before == -__builtin_inff() ? 0.0f : exp2<float>(splat(before - peak))[0];
+  store(totals, load(totals) * shrink + sums);
   return shrink;
 }
 
@@ -140,15 +140,15 @@ static void attend(const Attention& task, int64_t start, int64_t n, int64_t head
   for (int64_t i = 0; i < rows; ++i) {
     copy_row(static_cast<const S*>(task.q) + first + i * stride, d, at.query_stride, queries + i * at.query_stride);
     maxima[i] = -__builtin_inff();
-    totals[i] = 0;
+    store(totals + i * kLanes, Floats{});
   }
   for (int64_t key = 0; key < n; key += kKeyBlock) {
     int64_t count = smaller(kKeyBlock, n - key), width = value_rows<S>(count);
     product(rows, queries, at.query_stride, keys + key / kPanel * key_panel, key_panel, d, panels(count), scores,
             kKeyBlock, false);
     for (int64_t i = 0; i < rows; ++i) {
-      float shrink =
-          soften(scores + i * kKeyBlock, count, width, scale, maxima[i], totals[i], weights + i * kKeyBlock);
+      float shrink = soften(scores + i * kKeyBlock, count, width, scale, maxima[i], totals + i * kLanes,
+                            weights + i * kKeyBlock);
       if (key && shrink != 1.0f)
         for (int64_t j = 0; j < at.out_stride; j += kLanes)
           store(sums + i * at.out_stride + j, load(sums + i * at.out_stride + j) * shrink);
@@ -158,7 +158,8 @@ static void attend(const Attention& task, int64_t start, int64_t n, int64_t head
   }
   S* out = static_cast<S*>(task.out) + first;
   for (int64_t i = 0; i < rows; ++i) {
-    float part = maxima[i] == -__builtin_inff() ? __builtin_nanf("") : 1.0f / totals[i];  // 0 / 0
+    float total = sum(load(totals + i * kLanes));
+    float part = maxima[i] == -__builtin_inff() ? __builtin_nanf("") : 1.0f / total;  // 0 / 0
     for (int64_t j = 0; j < d; j += kLanes) {
       int64_t some = smaller(kLanes, d - j);
       store_some(out + i * stride + j, load(sums + i * at.out_stride + j) * part, some);

@@ -10,7 +10,7 @@
 namespace infoprune {
 
 constexpr int64_t kPanel = 16;       // columns of a packed panel
-constexpr int64_t kKeyBlock = 128;   // keys whose scores are held at a time
+constexpr int64_t kKeyBlock = 256;   // keys whose scores are held at a time
 constexpr int kMostKernels = 6;      // instruction sets there can be
 
 enum class Dtype : int32_t { f32, bf16 };

@@ -4,7 +4,7 @@
 //
 // Everything is in an unnamed namespace, and no inline function of a library is used: code compiled for one set must
 // never be merged with another's by the linker.
-#if defined(INFOPRUNE_INT8_DOT)
+#if INFOPRUNE_LANES == 16
 #include <immintrin.h>
 #endif
 

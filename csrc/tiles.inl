@@ -65,24 +65,29 @@ INLINE int64_t panel_size(int64_t k) { return depth<E>(k) * kPanel; }
 template <class E>
 INLINE int64_t packed_size(int64_t k, int64_t n) { return panels(n) * panel_size<E>(k); }
 
-// Sums of bytes are int32 that lie where floats would.
+// Sums of bytes are int32, which are kept where floats would be. They must not pass through a vector of floats on the
+// way: the compiler then leaves each of them in memory, in every step.
 template <class E>
-INLINE Floats added(Floats a, Floats b) {
-  if constexpr (sizeof(E) == 1) return reinterpret_cast<Floats>(reinterpret_cast<Ints>(a) + reinterpret_cast<Ints>(b));
-  else return a + b;
-}
+struct SumOf {
+  using type = Floats;
+};
+template <>
+struct SumOf<uint8_t> {
+  using type = Ints;
+};
 
 // C (MR rows x NP panels, float; int32 where bytes are multiplied) = or += A (MR x K, row stride lda) times NP packed
 // panels.
 template <class E, int MR, int NP>
 static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, int64_t panel, int64_t count, float* c,
                                            int64_t ldc, bool accumulate) {
+  using Sum = typename SumOf<E>::type;
   constexpr int kVectors = kPanel / kLanes;
-  Floats sums[MR][NP * kVectors];
+  Sum sums[MR][NP * kVectors];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < NP * kVectors; ++j) sums[i][j] = Floats{};
+    for (int j = 0; j < NP * kVectors; ++j) sums[i][j] = Sum{};
   for (int64_t s = 0; s < count; ++s) {
     if constexpr (sizeof(E) == 4) {
       Floats columns[NP * kVectors];
@@ -118,7 +123,7 @@ static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, 
         __builtin_memcpy(&four, a + i * lda + 4 * s, 4);
         __m512i row = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
-        for (int j = 0; j < NP; ++j) sums[i][j] = (Floats)_mm512_dpbusd_epi32((__m512i)sums[i][j], row, columns[j]);
+        for (int j = 0; j < NP; ++j) sums[i][j] = (Sum)_mm512_dpbusd_epi32((__m512i)sums[i][j], row, columns[j]);
       }
 #endif
     }
@@ -127,9 +132,8 @@ static __attribute__((noinline)) void tile(const E* a, int64_t lda, const E* b, 
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NP * kVectors; ++j) {
-      float* to = c + i * ldc + j * kLanes;
-      if (accumulate) sums[i][j] = added<E>(sums[i][j], load(to));
-      store(to, sums[i][j]);
+      Sum* to = reinterpret_cast<Sum*>(c + i * ldc + j * kLanes);
+      *to = accumulate ? *to + sums[i][j] : sums[i][j];
     }
 }
 
