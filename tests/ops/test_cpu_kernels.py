@@ -35,7 +35,7 @@ from infoprune_rt.ops.cpu_library import isa, load_library
 
 load_library()
 CPU = torch.ops.infoprune_cpu
-SETS = CPU.instruction_sets().split(",")
+SETS = [isa()] if os.environ.get("INFOPRUNE_CPU_ISA") else CPU.instruction_sets().split(",")
 DTYPES = (torch.float32, torch.bfloat16)
 
 TOWER_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = CASES | {
@@ -270,6 +270,56 @@ def test_several_python_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(lambda _: run("attention", args, SETS[0])[0], range(20)):
             assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_works_on_one_thread() -> None:
+    """As with torch's own operators; the parent's other threads and what they held do not exist there."""
+    code = (
+        "import os, torch\n"
+        "from infoprune_rt.ops.cpu_library import isa\n"
+        "best, q = isa(), torch.randn(300, 4, 32)\n"
+        "def run():\n"
+        "    out = q.clone()\n"
+        "    torch.ops.infoprune_cpu.attention_(out, q, q, torch.tensor([0, 300]), 0.2, best)\n"
+        "    return out\n"
+        "torch.set_num_threads(2)\n"
+        "expected = run()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    torch.set_num_threads(1)\n"
+        "    os._exit(0 if torch.equal(run(), expected) else 3)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_the_workspace_is_kept_bounded_and_released() -> None:
+    large, small = (cast(attention_case([length], 2, 32), torch.float32) for length in (300, 40))
+    CPU.release_workspace()
+    assert CPU.workspace_bytes() == 0
+    run("attention", large, SETS[0])
+    held = CPU.workspace_bytes()
+    assert held > 0
+    for args in (small, large, small):
+        run("attention", args, SETS[0])
+        run("linear_residual", cast(linear_case(30, 16, 16), torch.float32), SETS[0])
+    assert CPU.workspace_bytes() == held
+    CPU.release_workspace()
+    assert CPU.workspace_bytes() == 0
+
+
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_subnormal_inputs_are_as_good_as_zero(dtype: torch.dtype, isa: str) -> None:
+    x, weight, bias, residual = cast(linear_case(9, 40, 20), dtype)
+    tiny = x * torch.finfo(dtype).tiny / 8
+    (mine,) = run("linear_residual", (tiny, weight, bias, residual), isa)
+    assert torch.equal(mine, OPS.linear_residual(torch.zeros_like(x), weight, bias, residual))
+    q, k, v, *rest = cast(attention_case([70], 2, 16), dtype)
+    (faint,) = run("attention", (q * torch.finfo(dtype).tiny / 8, k, v, *rest), isa)
+    (none,) = run("attention", (torch.zeros_like(q), k, v, *rest), isa)
+    assert torch.allclose(faint, none, rtol=torch.finfo(dtype).eps, atol=0)
 
 
 def test_nothing_packed_is_nothing() -> None:

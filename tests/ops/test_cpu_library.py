@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops import cpu_library
@@ -54,6 +57,61 @@ def test_sources_that_do_not_compile_say_why(sources: Path) -> None:
     with pytest.raises(InfopruneError, match=r"(?s)did not compile.*nothing works"):
         compiled_library()
     assert {path.name for path in cached_library().parent.iterdir()} == {"lock"}
+
+
+@pytest.fixture
+def shipped(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library as a wheel brings it, and an empty cache."""
+    library = tmp_path / "the wheel" / "infoprune_cpu.so"
+    library.parent.mkdir()
+    compiled_library().rename(library)
+    shutil.rmtree(tmp_path / "the cache")
+    library.with_suffix(".sha256").write_text(hashlib.sha256(library.read_bytes()).hexdigest())
+    monkeypatch.setattr(cpu_library, "SHIPPED", library)
+    return library
+
+
+def load() -> None:
+    """Anew: what was loaded before does not count, nor does this for others."""
+    cpu_library.load_library.__wrapped__()
+
+
+def test_the_wheel_s_library_needs_no_compiler(
+    shipped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/at-all")
+    assert cpu_library.origin() == "of the wheel"
+    load()
+    assert capfd.readouterr().err == ""
+    assert not (tmp_path / "the cache").exists()
+    assert str(shipped) in torch.ops.loaded_libraries
+
+
+def test_flags_of_the_user_s_own_are_compiled_with(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INFOPRUNE_CXXFLAGS", "-O1")
+    assert cpu_library.origin() == "compiled on first use"
+    load()
+    assert cached_library().exists()
+    assert cpu_library.origin() == "compiled"
+
+
+@pytest.mark.parametrize("harm", ["cut short", "another file", "no checksum"])
+def test_a_wheel_s_library_that_does_not_load_is_told_and_replaced(
+    shipped: Path, harm: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if harm == "cut short":
+        os.truncate(shipped, shipped.stat().st_size // 2)
+    elif harm == "another file":
+        shipped.write_bytes(b"no library")
+        shipped.with_suffix(".sha256").write_text(hashlib.sha256(b"no library").hexdigest())
+    else:
+        shipped.with_suffix(".sha256").unlink()
+    load()
+    told = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(r"infoprune: the wheel's CPU kernels do not load: .*; compiled ones serve", told[0])
+    assert str(shipped.parent) in told[0]
+    assert "compiling" in told[1]
+    assert str(cached_library()) in torch.ops.loaded_libraries
 
 
 def test_what_does_not_load_is_told(sources: Path) -> None:
