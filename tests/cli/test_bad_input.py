@@ -195,6 +195,7 @@ PLANS: list[tuple[Callable[[Any], Any], str]] = [
     (ffn(2, mode="rrr", size=4, between=["gelu"]), "block 2: unknown activation ['gelu'] between the factors"),
     (ffn(2, mode="neurons", size=4, between="gelu"), "block 2: FFN mode 'neurons' has no factors to put"),
     (ffn(2, between="gelu"), "block 2: FFN mode 'dense' has no factors to put an activation between"),
+    (block(1, quantize="int4"), "block 1: unknown \"quantize\" 'int4'; known are int8, and null"),
     (ffn(2, mode="magic"), "block 2: unknown FFN mode 'magic'; known are dense, taylor, rrr, neurons"),
     (shape(num_heads=8), f"the plan is for a tower with num_heads 8, but this one has num_heads {HEADS}"),
     (shape(width="64"), "width must be a whole number above 0, not '64'"),

@@ -246,6 +246,56 @@ def test_a_plan_edited_by_hand_is_carried_out(cli: Cli, models: dict[str, Path],
     assert not applied.refit
 
 
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("ffn", [(), ("--ffn", "taylor"), ("--ffn", "rrr"), ("--ffn", "neurons")])
+def test_weights_are_quantised_as_the_last_step(
+    cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path, model: str, ffn: tuple[str, ...]
+) -> None:
+    heads = ("--heads", write_scores(tmp_path / "s.json", model), *KEEP_HALF)
+    fitted = ("--images", scenes / "images", *heads, *ffn, *(("--size", 40) if ffn else ()))
+    plain = cli("compress", models[model], tmp_path / "float", *fitted, "--json").json()
+    found = cli("compress", models[model], tmp_path / "int8", *fitted, "--quantize", "int8", "--json").json()
+    assert forms(found) == forms(plain)
+    assert [row["quantize"] for row in found["rows"]] == ["int8"] * BLOCKS
+    assert (found["dtype"], plain["bytes"]) == ("float32", 4 * plain["parameters"])
+    vlm = load_vlm(tmp_path / "int8")
+    blocks = adapter_for(vlm.config).tower_of(vlm).blocks
+    assert found["bytes"] == sum(p.nbytes for p in blocks.parameters()) < 0.35 * plain["bytes"]
+    state, codes = CompactEncoder.from_pretrained(tmp_path / "float").state_dict(), blocks.state_dict()
+    for name, scale in ((name, scale) for name, scale in codes.items() if name.endswith("_scale")):
+        weight = name.removesuffix("_scale")
+        error = (codes[weight] * scale[:, None] - state[f"blocks.{weight}"]).abs()
+        assert (error <= 0.501 * scale[:, None]).all(), name
+    shown = cli("inspect", tmp_path / "int8")
+    assert "int8" in shown.out
+    assert "float32" in shown.out
+
+
+def test_a_plan_chooses_which_blocks_are_quantised(cli: Cli, models: dict[str, Path], tmp_path: Path) -> None:
+    command = ("compress", models["llava"])
+    cli(*command, tmp_path / "all", "--quantize", "int8", "--tower-only", "--json").json()
+    values = json.loads((tmp_path / "all" / "plan.json").read_text())
+    assert [block["quantize"] for block in values["blocks"]] == ["int8"] * BLOCKS
+    del values["blocks"][0]["quantize"]
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    some = cli(*command, tmp_path / "some", "--plan", tmp_path / "plan.json", "--json").json()
+    assert [row["quantize"] for row in some["rows"]] == [None, "int8", "int8"]
+    again = ("--plan", tmp_path / "plan.json", "--quantize", "int8")
+    found = cli(*command, tmp_path / "again", *again, "--tower-only", "--json").json()
+    assert [row["quantize"] for row in found["rows"]] == ["int8"] * BLOCKS
+    state = CompactEncoder.from_pretrained(tmp_path / "again").state_dict()
+    for name, tensor in CompactEncoder.from_pretrained(tmp_path / "all").state_dict().items():
+        assert torch.equal(state[name], tensor), name
+
+
+def test_a_quantised_model_answers(
+    cli: Cli, models: dict[str, Path], questions: tuple[str, ...], tmp_path: Path
+) -> None:
+    cli("compress", models["qwen"], tmp_path / "int8", "--quantize", "int8", "--json").json()
+    found = cli("evaluate", tmp_path / "int8", *questions, "--limit", 6, "--max-new-tokens", 4, "--json").json()
+    assert (found["questions"], found["skipped"]) == (6, 0)
+
+
 def test_the_tower_alone_is_the_full_models_tower(
     cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path
 ) -> None:
@@ -371,6 +421,7 @@ def test_choices_are_the_librarys() -> None:
         (options.KS, ("spectral", "empirical")),
         (options.Gate, head_gates.GATE_KINDS),
         (options.Mode, plan.MODES),
+        (options.Quantize, plan.QUANTIZATIONS),
         (options.Activation, tuple(plain.ACTIVATIONS)),
         (options.OnCorrupt, get_args(images.OnCorrupt)),
         (options.Normalisation, metric.MODES),
