@@ -17,14 +17,18 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-SANITIZED := INFOPRUNE_CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+# Tiles in plain C++, because the sanitizers see through no AMX instruction.
+SANITIZED := INFOPRUNE_CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -DINFOPRUNE_EMULATE_AMX"
 # libstdc++ beside it: the sanitizer looks for the function that throws when the process starts, and finds none later.
 ASAN = LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0
+SHARED_WORK := csrc/isa_*.cpp csrc/dispatch.cpp tests/ops/shared_work.cpp
 
-sanitize: $(STAMP)  ## the CPU kernels' tests under GCC's address and undefined-behaviour sanitizers
+sanitize: $(STAMP)  ## the CPU kernels under GCC's address, undefined-behaviour and thread sanitizers
 	$(SANITIZED) $(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; compiled_library()'
 	$(SANITIZED) $(ASAN) UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python -m pytest tests/ops/test_cpu_kernels.py
+	$${CXX:-g++} -std=c++20 -O1 -g -w -fsanitize=thread -DINFOPRUNE_EMULATE_AMX -Icsrc $(SHARED_WORK) -pthread -o .venv/shared_work
+	.venv/shared_work
 
 bench: $(STAMP)  ## the slow measurements behind the README's figures; writes benchmarks/results/
 	@status=0; for script in $(filter-out %/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || status=1; done; exit $$status

@@ -1,6 +1,6 @@
 // What every instruction set offers, in plain C++: no framework header is included by a kernel.
 //
-// A kernel works on one item (some rows, or one query block); operators.cpp hands items to threads. Matrices are row
+// A kernel works on one item (some rows, or one query block); items.h shares items among threads. Matrices are row
 // major. Weights come packed: columns in panels of 16, each panel K x 16 (or K/2 x 16 x 2 where pairs of bfloat16 are
 // multiplied at once, K/4 x 16 x 4 for bytes), zero-filled at the edges.
 #pragma once

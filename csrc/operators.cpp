@@ -1,4 +1,4 @@
-// The binding: checks tensors, cuts the work into items, hands items to torch's own threads.
+// The binding: checks tensors, and has the work done on torch's own threads.
 //
 // Only PyTorch's stable ABI is used, as of the oldest version that must load the library: it serves every later one.
 #define TORCH_TARGET_VERSION (((0ULL + 2) << 56) | ((0ULL + 11) << 48))
@@ -7,13 +7,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "items.h"
 #include "kernels.h"
 #include "workspace.h"
 
@@ -98,36 +97,16 @@ void* optional_data(const char* name, const std::optional<Tensor>& x, Sizes size
   return x.has_value() ? data(name, *x, sizes, dtype) : nullptr;
 }
 
-// Bytes of one thread's working memory: neighbours never share a line, nor all their cache sets.
-int64_t apart(int64_t bytes) { return padded(bytes, 4096) + 64; }
-
-// Every item once, by whichever thread is free; each thread has `each` bytes of the memory to itself.
-template <class Work>
-void run_items(int64_t items, char* memory, int64_t each, const Work& work) {
-  const int64_t threads = std::min<int64_t>(get_num_threads(), items);
-  if (!threads) return;
-  std::atomic<int64_t> next{0};
-  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t item = next++; item < items; item = next++) work(item, memory + thread * each);
-  });
-}
-
-// Rows of `total` per item: at most `most`, and so many items that all threads have as many.
-int64_t rows_per_item(int64_t total, int64_t most) {
-  const int64_t threads = get_num_threads(), rounds = (total + most * threads - 1) / (most * threads);
-  const int64_t items = std::min(rounds * threads, total);
-  return items ? (total + items - 1) / items : 0;
-}
-
-template <class Work>
-void run_rows(int64_t total, int64_t most, int64_t bytes, const Work& work) {
-  const int64_t rows = rows_per_item(total, most), each = apart(bytes);
-  const Workspace workspace(get_num_threads() * each);
-  run_items(rows ? (total + rows - 1) / rows : 0, workspace.data(), each, [&](int64_t item, void* scratch) {
-    work(item * rows, std::min(rows, total - item * rows), scratch);
-  });
-}
+// torch's own.
+struct TorchThreads {
+  int64_t count() const { return get_num_threads(); }
+  template <class Work>
+  void each(int64_t n, const Work& work) const {
+    parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) work(thread);
+    });
+  }
+};
 
 // weight (parts * n x k) -> one packed matrix per part, as bytes.
 Tensor pack(const Tensor& weight, int64_t parts, StringHandle isa) {
@@ -196,14 +175,9 @@ void norm_qkv_rope(const Tensor& x, const Tensor& norm_weight, const Tensor& nor
                    heads,
                    d,
                    int8};
-  run_rows(rows, use.row_block, use.norm_qkv_rope_scratch(dtype, task),
+  run_rows(TorchThreads(), rows, use.row_block, use.norm_qkv_rope_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.norm_qkv_rope(dtype, task, row, count, scratch); });
 }
-
-struct AttentionItem {
-  int64_t start, length, head, row, rows;
-  const char* packed;
-};
 
 void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens, double scale, StringHandle isa) {
   const Kernels& use = kernels(isa);
@@ -218,35 +192,7 @@ void attention(Tensor q, const Tensor& k, const Tensor& v, const Tensor& cu_seql
   require(sequences >= 0 && bounds[0] == 0 && bounds[sequences] == q.size(0),
           "cu_seqlens must go from 0 to the number of rows");
   require(std::is_sorted(bounds, bounds + sequences + 1), "cu_seqlens must not fall");
-  // Packed keys of every (sequence, head), one behind the other.
-  std::vector<AttentionItem> packs, blocks;
-  int64_t bytes = 0;
-  for (int64_t s = 0; s < sequences; ++s) {
-    const int64_t length = bounds[s + 1] - bounds[s];
-    for (int64_t head = 0; length && head < heads; ++head) {
-      packs.push_back({bounds[s], length, head, bytes, 0, nullptr});  // row: where its packed keys begin
-      bytes += padded(use.packed_keys_bytes(dtype, length, d), 64);
-    }
-  }
-  const int64_t each = apart(use.attention_scratch(dtype, task)), most = use.query_block;
-  const Workspace workspace(bytes + get_num_threads() * each);
-  char* const packed = workspace.data();
-  run_items(static_cast<int64_t>(packs.size()), nullptr, 0, [&](int64_t item, void*) {
-    const AttentionItem& pack = packs[item];
-    use.pack_keys(dtype, task, pack.start, pack.length, pack.head, packed + pack.row);
-  });
-  for (const AttentionItem& pack : packs) {
-    const int64_t count = (pack.length + most - 1) / most, rows = (pack.length + count - 1) / count;
-    for (int64_t row = 0; row < pack.length; row += rows)
-      blocks.push_back({pack.start, pack.length, pack.head, row, std::min(rows, pack.length - row), packed + pack.row});
-  }
-  // The longest sequences first, so that no thread is left alone with one at the end.
-  std::stable_sort(blocks.begin(), blocks.end(),
-                   [](const AttentionItem& a, const AttentionItem& b) { return a.length > b.length; });
-  run_items(static_cast<int64_t>(blocks.size()), packed + bytes, each, [&](int64_t i, void* scratch) {
-    const AttentionItem& item = blocks[i];
-    use.attention(dtype, task, item.start, item.length, item.head, item.row, item.rows, item.packed, scratch);
-  });
+  run_attention(TorchThreads(), use, dtype, task, bounds, sequences);
 }
 
 void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, Tensor residual, bool int8,
@@ -262,7 +208,7 @@ void linear_residual(const Tensor& x, const Tensor& packed, const Tensor& bias, 
                       out,
                       out,
                       int8};
-  run_rows(rows, use.row_block, use.linear_residual_scratch(dtype, task),
+  run_rows(TorchThreads(), rows, use.row_block, use.linear_residual_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.linear_residual(dtype, task, row, count, scratch); });
 }
 
@@ -295,7 +241,7 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
            activation_of(text(activation)),
            data("x", x, x.sizes(), kind),
            int8};
-  run_rows(x.size(0), use.row_block, use.ffn_scratch(dtype, task),
+  run_rows(TorchThreads(), x.size(0), use.row_block, use.ffn_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.ffn(dtype, task, row, count, scratch); });
 }
 
