@@ -1,40 +1,47 @@
 // What happens to rows before and after a product: conversion, LayerNorm, quantisation, bias, rotation, activation,
 // residual.
 
+// A row vector by vector: work(i, some) with some = kLanes, and once more for what is left. With the width known, loads
+// and stores of whole vectors ask nothing.
+template <class Work>
+INLINE void by_vectors(int64_t count, const Work& work) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) work(i, kLanes);
+  if (i < count) work(i, count - i);
+}
+#define EACH_VECTOR [&](int64_t i, int64_t some) __attribute__((always_inline))
+
 // Row of `count` values as factors of a product, filled with zeros up to `stride`.
 template <class S, class E>
 INLINE void copy_row(const S* from, int64_t count, int64_t stride, E* to) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    int64_t some = smaller(kLanes, count - i);
-    store_some(to + i, load_some(from + i, some), some);
-  }
+  by_vectors(count, EACH_VECTOR { store_some(to + i, load_some(from + i, some), some); });
   for (int64_t i = count; i < stride; ++i) to[i] = from_float<E>(0.0f);
+}
+
+// Sum of term(x) over a row, in four sums at a time: one would wait for itself.
+template <class S, class Term>
+INLINE float sum_of(const S* x, int64_t count, const Term& term) {
+  Floats sums[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < 4; ++j) sums[j] += term(load(x + i + j * kLanes));
+  for (; i + kLanes <= count; i += kLanes) sums[0] += term(load(x + i));
+  float rest = 0;
+  for (; i < count; ++i) rest += term(splat(to_float(x[i])))[0];
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + rest;
 }
 
 template <class S, class E>
 static void normalise_row(const S* x, const Norm& norm, int64_t stride, E* to) {
   const S *weight = static_cast<const S*>(norm.weight), *bias = static_cast<const S*>(norm.bias);
-  int64_t whole = norm.width / kLanes * kLanes, rest = norm.width - whole;
-  Floats total{};
-  for (int64_t i = 0; i < whole; i += kLanes) total += load(x + i);
-  if (rest) total += load_some(x + whole, rest);
-  float mean = sum(total) / norm.width;
-  Floats squares{};
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    Floats d = load(x + i) - mean;
-    squares += d * d;
-  }
-  float variance = sum(squares);
-  for (int64_t i = whole; i < norm.width; ++i) {
-    float d = to_float(x[i]) - mean;
-    variance += d * d;
-  }
-  float scale = 1.0f / __builtin_sqrtf(variance / norm.width + norm.eps);
-  for (int64_t i = 0; i < norm.width; i += kLanes) {
-    int64_t some = smaller(kLanes, norm.width - i);
+  const float mean = sum_of(x, norm.width, [](Floats v) { return v; }) / norm.width;
+  const float variance = sum_of(x, norm.width, [&](Floats v) { return (v - mean) * (v - mean); }) / norm.width;
+  const float scale = 1.0f / __builtin_sqrtf(variance + norm.eps);
+  by_vectors(norm.width, EACH_VECTOR {
     Floats y = (load_some(x + i, some) - mean) * scale;
     store_some(to + i, y * load_some(weight + i, some) + load_some(bias + i, some), some);
-  }
+  });
   for (int64_t i = norm.width; i < stride; ++i) to[i] = from_float<E>(0.0f);
 }
 
@@ -43,23 +50,20 @@ static void normalise_row(const S* x, const Norm& norm, int64_t stride, E* to) {
 template <class S>
 static float quantise_row(const S* from, int64_t count, int64_t stride, Quantised* to) {
   Floats peaks{}, poison{};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    Floats x = load_some(from + i, smaller(kLanes, count - i));
+  by_vectors(count, EACH_VECTOR {
+    Floats x = load_some(from + i, some);
     peaks = larger(magnitude(x), peaks);
     poison += x - x;
-  }
+  });
   const float peak = maximum(peaks), bad = sum(poison);
   // A row so small that this overflows counts as zeros.
   float inverse = 127.0f / peak;
   if (bad != 0.0f || inverse > 3.4e38f) inverse = 0.0f;
-  int64_t i = 0;
-  if (inverse != 0.0f) {
-    for (; i < count; i += kLanes) {
-      Floats whole = (load_some(from + i, smaller(kLanes, count - i)) * inverse + kMagic) - kMagic;
-      store_quantised(to + i, whole, smaller(kLanes, stride - i));
-    }
-  }
-  for (; i < stride; ++i) to[i] = static_cast<Quantised>(kZero);
+  const int64_t real = inverse == 0.0f ? 0 : count;
+  by_vectors(real, EACH_VECTOR {
+    store_quantised(to + i, (load_some(from + i, some) * inverse + kMagic) - kMagic, some);
+  });
+  for (int64_t i = real; i < stride; ++i) to[i] = static_cast<Quantised>(kZero);
   return peak / 127.0f + bad;
 }
 
@@ -83,40 +87,36 @@ INLINE Floats activate(Floats x, Activation kind) {
 // Sums of a product become factors of the next one: plus bias, through the activation.
 template <class S, class E>
 static void to_hidden(const float* sums, const S* bias, int64_t count, Activation kind, E* to) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    int64_t some = smaller(kLanes, count - i);
+  by_vectors(count, EACH_VECTOR {
     Floats x = load_some(sums + i, some);
     if (bias) x += load_some(bias + i, some);
     store_some(to + i, activate(x, kind), some);
-  }
+  });
 }
 
 // sums + bias + residual, as the result.
 template <class S>
 static void to_output(const float* sums, const S* bias, const S* residual, int64_t count, S* out) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    int64_t some = smaller(kLanes, count - i);
+  by_vectors(count, EACH_VECTOR {
     Floats x = load_some(sums + i, some);
     if (bias) x += load_some(bias + i, some);
     store_some(out + i, x + load_some(residual + i, some), some);
-  }
+  });
 }
 
 // One head's q, k or v of one row: plus bias, rotated by halves where cos and sin are given.
 template <class S>
-static void to_head(float* sums, const S* bias, const float* cos, const float* sin, int64_t head_dim, S* out) {
-  for (int64_t i = 0; i < head_dim; i += kLanes) {
-    int64_t some = smaller(kLanes, head_dim - i);
-    store_some(sums + i, load_some(sums + i, some) + load_some(bias + i, some), some);
-  }
-  if (!cos) return copy_row(sums, head_dim, head_dim, out);
-  int64_t half = head_dim / 2;
-  for (int64_t i = 0; i < half; i += kLanes) {
-    int64_t some = smaller(kLanes, half - i);
-    Floats first = load_some(sums + i, some), second = load_some(sums + half + i, some);
+static void to_head(const float* sums, const S* bias, const float* cos, const float* sin, int64_t head_dim, S* out) {
+  const auto value = [&](int64_t i, int64_t some) __attribute__((always_inline)) {
+    return load_some(sums + i, some) + load_some(bias + i, some);
+  };
+  if (!cos) return by_vectors(head_dim, EACH_VECTOR { store_some(out + i, value(i, some), some); });
+  const int64_t half = head_dim / 2;
+  by_vectors(half, EACH_VECTOR {
+    Floats first = value(i, some), second = value(half + i, some);
     Floats low = first * load_some(cos + i, some) - second * load_some(sin + i, some);
     Floats high = second * load_some(cos + half + i, some) + first * load_some(sin + half + i, some);
     store_some(out + i, low, some);
     store_some(out + half + i, high, some);
-  }
+  });
 }

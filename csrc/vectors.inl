@@ -65,6 +65,27 @@ INLINE To converted(From value) {
 }
 
 // The first `count` (at most kLanes) values, zero beyond.
+#if INFOPRUNE_LANES == 16
+INLINE __mmask16 first(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+INLINE Floats load_some(const float* from, int64_t count) {
+  return count == kLanes ? load(from) : (Floats)_mm512_maskz_loadu_ps(first(count), from);
+}
+INLINE Floats load_some(const bfloat16* from, int64_t count) {
+  if (count == kLanes) return load(from);
+  __m512i words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(count), from));
+  return (Floats)_mm512_slli_epi32(words, 16);
+}
+INLINE void store_some(float* to, Floats value, int64_t count) {
+  if (count == kLanes) return store(to, value);
+  _mm512_mask_storeu_ps(to, first(count), (__m512)value);
+}
+INLINE void store_some(bfloat16* to, Floats value, int64_t count) {
+  if (count == kLanes) return store(to, value);
+  Halves halves;
+  store(reinterpret_cast<bfloat16*>(&halves), value);
+  _mm256_mask_storeu_epi16(to, first(count), (__m256i)halves);
+}
+#else
 template <class T>
 INLINE Floats load_some(const T* from, int64_t count) {
   if (count == kLanes) return load(from);
@@ -79,6 +100,7 @@ INLINE void store_some(T* to, Floats value, int64_t count) {
   store(lanes, value);
   for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
 }
+#endif
 
 INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 INLINE Floats magnitude(Floats a) {
