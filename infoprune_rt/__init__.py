@@ -8,9 +8,10 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel
 
 from infoprune_rt.towers import ADAPTERS
+from infoprune_rt.towers.acceleration import accelerate, restore
 from infoprune_rt.vlm import CompactVLMConfig, TowerOfVLM, load_vlm
 
-__all__ = ["load_vlm"]
+__all__ = ["accelerate", "load_vlm", "restore"]
 
 for _adapter in ADAPTERS:
     AutoConfig.register(_adapter.compact_config_class.model_type, _adapter.compact_config_class)

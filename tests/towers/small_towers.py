@@ -79,3 +79,33 @@ def tower_inputs(architecture: str, grids: Tensor = GRIDS, images: int = 3) -> d
 def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same inputs in fp64; grids stay whole numbers."""
     return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in inputs.items()}
+
+
+def vlm_inputs(architecture: str) -> dict[str, Tensor]:
+    """One image between a few words of text."""
+    features = tower_inputs(architecture, torch.tensor([[1, 4, 6]]), images=1)
+    image_tokens = 6 if architecture == "qwen2_vl" else 25
+    around = ([3, 42], [43, 5, 6]) if architecture == "qwen2_vl" else ([3], [5, 6])
+    ids = torch.tensor([[*around[0], *[40] * image_tokens, *around[1]]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if architecture == "clip":
+        return inputs | features
+    return inputs | {
+        "pixel_values": features["hidden_states"],
+        "image_grid_thw": features["grid_thw"],
+        "mm_token_type_ids": (ids == 40).long(),
+    }
+
+
+def assert_as_good(mine: Any, theirs: Any, exact: Any) -> None:
+    """Every field as near the fp64 truth as transformers' own run, within a factor of two."""
+    assert list(mine.keys()) == list(theirs.keys())
+    for name in theirs:
+        for ours, their, truth in zip(*(_tensors(output[name]) for output in (mine, theirs, exact)), strict=True):
+            assert ours.shape == their.shape
+            assert ours.dtype == their.dtype
+            assert (ours.double() - truth).abs().max() <= 2 * (their.double() - truth).abs().max() + 1e-6
+
+
+def _tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (value,) if isinstance(value, Tensor) else value

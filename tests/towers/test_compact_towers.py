@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_towers import ARCHITECTURES, GRIDS, double, tower, tower_inputs, vision_config, vlm_config
-from torch import Tensor, nn
+from small_towers import (
+    ARCHITECTURES,
+    GRIDS,
+    assert_as_good,
+    double,
+    tower,
+    tower_inputs,
+    vision_config,
+    vlm_config,
+    vlm_inputs,
+)
+from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -49,20 +59,6 @@ def uncompressed(architecture: str, dense: nn.Module) -> CompactEncoder:
         state |= {f"blocks.{i}.{name}": tensor.detach() for name, tensor in parts.items()}
     compact.load_state_dict(state)
     return compact
-
-
-def assert_as_good(mine: Any, theirs: Any, exact: Any) -> None:
-    """Every field as near the fp64 truth as transformers' own run, within a factor of two."""
-    assert list(mine.keys()) == list(theirs.keys())
-    for name in theirs:
-        for ours, their, truth in zip(*(_tensors(output[name]) for output in (mine, theirs, exact)), strict=True):
-            assert ours.shape == their.shape
-            assert ours.dtype == their.dtype
-            assert (ours.double() - truth).abs().max() <= 2 * (their.double() - truth).abs().max() + 1e-6
-
-
-def _tensors(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (value,) if isinstance(value, Tensor) else value
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -151,22 +147,6 @@ def test_in_the_place_of_a_full_models_tower(architecture: str) -> None:
         assert adapter.tower_of(vlm) is not dense
         assert torch.allclose(vlm(**inputs).logits, expected, atol=1e-4)
         assert torch.equal(vlm.generate(**inputs, max_new_tokens=5, do_sample=False), tokens)
-
-
-def vlm_inputs(architecture: str) -> dict[str, Tensor]:
-    """One image between a few words of text."""
-    features = tower_inputs(architecture, torch.tensor([[1, 4, 6]]), images=1)
-    image_tokens = 6 if architecture == "qwen2_vl" else 25
-    around = ([3, 42], [43, 5, 6]) if architecture == "qwen2_vl" else ([3], [5, 6])
-    ids = torch.tensor([[*around[0], *[40] * image_tokens, *around[1]]])
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if architecture == "clip":
-        return inputs | features
-    return inputs | {
-        "pixel_values": features["hidden_states"],
-        "image_grid_thw": features["grid_thw"],
-        "mm_token_type_ids": (ids == 40).long(),
-    }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
