@@ -28,6 +28,7 @@ class CpuEngine:
     def __init__(self, blocks: BlockStack) -> None:
         load_library()
         self.isa = isa()
+        self.dtype = dtype_of(blocks)
         # Held, so that no other weights can come to lie where these were.
         self._made_from = [parameter.detach() for parameter in blocks.parameters()]
         self._state = weights_state(blocks)
@@ -85,7 +86,9 @@ def dtype_of(blocks: nn.Module) -> torch.dtype | None:
 
 def weights_state(module: nn.Module) -> list[tuple[object, ...]]:
     """Changes whenever a weight is replaced (while the earlier one is held) or written to."""
-    return [(p.data_ptr(), p.stride(), 0 if p.is_inference() else p._version) for p in module.parameters()]
+    # Not by module.parameters(): this is asked in every pass, and that takes three times as long.
+    parameters = [p for part in module.modules() for p in part._parameters.values() if p is not None]
+    return [(p.data_ptr(), p.stride(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
 
 
 class _PackedBlock:

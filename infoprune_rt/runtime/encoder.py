@@ -138,18 +138,22 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """
         if self._demanded == "plain" or torch.compiler.is_compiling() or type(x) is not Tensor:
             return None
-        if dtype_of(self.blocks) != x.dtype:
-            return None
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.blocks.parameters())):
             return None
         if not all(map(self._is_as_built, self.blocks.modules())):
             return None
-        if self._demanded is None and settle_default() == "plain":
-            return None
         engine = self._engine  # read once: another thread may replace it meanwhile
-        if engine is None or not engine.is_current(self.blocks):
-            engine = self._engine = CpuEngine(self.blocks)
+        if engine is not None and engine.dtype == x.dtype and engine.is_current(self.blocks):
+            return engine
+        if dtype_of(self.blocks) != x.dtype or (self._demanded is None and settle_default() == "plain"):
+            return None
+        engine = self._engine = CpuEngine(self.blocks)
         return engine
+
+    def release_workspace(self) -> None:
+        """Free the working memory that the CPU kernels keep between passes; packed weights stay."""
+        if self._engine is not None:
+            self._engine.release_workspace()
 
     def _is_as_built(self, module: nn.Module) -> bool:
         """Without hooks, not compiled, and neither its class nor its forward replaced (by adapters, by offloading)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,15 @@ BLOCKS = [
 GRIDS = torch.tensor([[1, 4, 6], [2, 2, 2], [1, 8, 10]])
 
 
-def compact_tower(dtype: torch.dtype = torch.float32) -> CompactEncoder:
+def compact_tower(dtype: torch.dtype = torch.float32, blocks: list[dict[str, Any]] = BLOCKS) -> CompactEncoder:
     torch.manual_seed(0)
     dense = Qwen2VLVisionConfig(depth=len(BLOCKS), embed_dim=64, hidden_size=48, num_heads=4, mlp_ratio=2)
-    tower = AutoModel.from_config(adapter_by_name("qwen2_vl").compact_config(dense, BLOCKS))
-    for parameter in tower.parameters():
-        torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.3)
+    tower = AutoModel.from_config(adapter_by_name("qwen2_vl").compact_config(dense, blocks))
+    for name, parameter in tower.named_parameters():
+        if name.endswith("_scale"):
+            torch.nn.init.constant_(parameter, 2**-10)
+        elif parameter.is_floating_point():
+            torch.nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.3)
     return tower.to(dtype).eval()
 
 
@@ -167,3 +171,71 @@ def test_the_stream_that_came_in_is_left_alone() -> None:
     x = pixels(tower)
     first = tower(x, GRIDS).pooler_output
     assert torch.equal(first, tower(x, GRIDS).pooler_output)
+
+
+@torch.no_grad()
+def test_working_memory_is_kept_bounded_and_released() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    tower.release_workspace()  # nothing has run yet
+    x = pixels(tower)
+    expected = tower(x, GRIDS).pooler_output
+    spare = tower._engine._spare
+    (kept,) = spare
+    small = torch.tensor([[1, 2, 2]])
+    tower(x[:4], small)
+    with torch.inference_mode():
+        tower(x, GRIDS)
+    assert [held.data_ptr() for held in spare] == [kept.data_ptr()]
+    assert torch.equal(tower(x, GRIDS).pooler_output, expected)
+    tower.release_workspace()
+    assert not spare
+    assert torch.ops.infoprune_cpu.workspace_bytes() == 0
+    assert torch.equal(tower(x, GRIDS).pooler_output, expected)
+
+
+@torch.no_grad()
+def test_passes_in_several_threads_share_no_memory() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    tower = compact_tower()
+    tower.backend = "csrc"
+    inputs = [pixels(tower) for _ in range(6)]
+    expected = [tower(x, GRIDS).pooler_output for x in inputs]
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad():  # each thread has its own mode
+            return tower(x, GRIDS).pooler_output
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(run, inputs * 4))
+    assert all(torch.equal(mine, truth) for mine, truth in zip(found, expected * 4, strict=True))
+    assert len(tower._engine._spare) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_int8_weights_are_served(dtype: torch.dtype) -> None:
+    """As far from the same tower in float64 as the plain backend, give or take what activations near a step cost."""
+    tower = compact_tower(dtype, [block | {"quantize": "int8"} for block in BLOCKS])
+    x = pixels(tower)
+    tower.backend = "plain"
+    plain = tower(x, GRIDS).pooler_output
+    tower.backend = "csrc"
+    mine = tower(x, GRIDS).pooler_output
+    assert tower._engine is not None
+    exact = tower.double()(x.double(), GRIDS).pooler_output
+    smooth = dequantised(tower)(x.double(), GRIDS).pooler_output
+    quantising = (exact - smooth).abs().max()
+    assert (mine - exact).abs().max() <= 2 * (plain - exact).abs().max() + 2 * quantising
+    assert not torch.equal(mine, plain)
+
+
+def dequantised(tower: CompactEncoder) -> CompactEncoder:
+    """The float tower that int8 weights stand for."""
+    config = adapter_by_name("qwen2_vl").compact_config(tower.config, BLOCKS)
+    same = AutoModel.from_config(config).to(tower.dtype).eval()
+    state = tower.state_dict()
+    scales = {name.removesuffix("_scale"): state.pop(name) for name in list(state) if name.endswith("_scale")}
+    same.load_state_dict(state | {name: state[name] * scale[:, None] for name, scale in scales.items()})
+    return same
