@@ -64,7 +64,7 @@ def passes(dense: Any) -> list[None]:
     return seen
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers_as_transformers_and_as_before_when_restored(architecture: str, dtype: torch.dtype) -> None:
     dense, inputs = tower(architecture).to(dtype), tower_inputs(architecture)
