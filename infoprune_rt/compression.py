@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.pruning.apply import Applied, apply_plan
 from infoprune_rt.pruning.memory import known_rows, require_memory, require_spill_space, spills
+from infoprune_rt.pruning.quantization import quantized
 from infoprune_rt.pruning.selection import kept_heads
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.shards import require_space
@@ -77,14 +79,31 @@ def build_compact(
     adapter: TowerAdapter, vision_config: PretrainedConfig, applied: Applied, dtype: torch.dtype | None = None
 ) -> CompactEncoder:
     """The compact tower in memory, in eval mode. dtype: of all but int8 weights; None keeps what there is."""
-    config = adapter.compact_config(vision_config, applied.specs)
-    tower = checkpoint.compact_tower(config)
-    if not isinstance(tower, CompactEncoder):
-        raise TypeError(f"{type(tower).__name__} is no compact encoder")
-    tower.load_state_dict(applied.state, assign=True)
+    tower = _with_weights(adapter.compact_config(vision_config, applied.specs), applied.state)
     tower.plan = applied.plan
     if dtype is not None:
         tower.to(dtype)
+    return tower
+
+
+def quantize_tower(tower: CompactEncoder) -> CompactEncoder:
+    """A copy of a compact tower with int8 weights in every block, as ``compress --quantize int8`` makes them."""
+    config = copy.deepcopy(tower.config)
+    config.blocks = [{**block, "quantize": "int8"} for block in config.blocks]
+    state = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    blocks = {name: tensor for name, tensor in state.items() if name.startswith("blocks.")}
+    copied = _with_weights(config, state | quantized(blocks))
+    copied.plan = None if tower.plan is None else tower.plan.quantized("int8")
+    copied.source_dir = tower.source_dir
+    return copied
+
+
+def _with_weights(config: PretrainedConfig, state: Mapping[str, Tensor]) -> CompactEncoder:
+    """The compact tower of a config, in eval mode, on these very tensors."""
+    tower = checkpoint.compact_tower(config)
+    if not isinstance(tower, CompactEncoder):
+        raise TypeError(f"{type(tower).__name__} is no compact encoder")
+    tower.load_state_dict(state, assign=True)
     tower.eval()
     return tower
 

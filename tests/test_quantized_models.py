@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from infoprune_rt import checkpoint, load_vlm
-from infoprune_rt.compression import compress_checkpoint
+from infoprune_rt.compression import compress_checkpoint, quantize_tower
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.inspection import inspect_model
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
@@ -90,6 +90,26 @@ def test_conversions_and_copies_keep_codes_and_scales(stored: tuple[str, Path]) 
             assert torch.equal(state[name], exact[name]), how
             assert torch.equal(state[f"{name}_scale"].float(), exact[f"{name}_scale"].float()), how
         assert features(other, architecture).isfinite().all(), how
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_compact_tower_is_quantised_as_compress_does(tmp_path: Path, architecture: str) -> None:
+    torch.manual_seed(0)
+    some = CompactEncoder.from_pretrained(compressed(tmp_path, architecture, torch.float32, tower_only=True))
+    made = quantize_tower(some)
+    assert made.plan == some.plan.quantized("int8")
+    before, after = some.state_dict(), made.state_dict()
+    added = {name for name in after if name not in before}
+    assert {name.removesuffix("_scale") for name in added} == {
+        name for name, t in before.items() if name.startswith("blocks.3.") and t.ndim == 2
+    }
+    for name in before.keys() - {name.removesuffix("_scale") for name in added}:
+        assert torch.equal(after[name], before[name])
+        assert after[name].data_ptr() != before[name].data_ptr()
+    made.save_pretrained(tmp_path / "made")
+    again = CompactEncoder.from_pretrained(tmp_path / "made").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in after.items())
+    assert features(made, architecture).isfinite().all()
 
 
 def test_a_tower_without_a_checkpoint_gets_random_int8_weights(stored: tuple[str, Path]) -> None:

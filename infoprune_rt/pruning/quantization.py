@@ -9,10 +9,13 @@ from torch import Tensor
 
 
 def quantized(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A compact block's state with int8 weights, and beside each its ``<name>_scale``; norms and biases stay."""
+    """A compact block's state with int8 weights, and beside each its ``<name>_scale``.
+
+    Norms and biases stay as they are, and so do weights that are int8 already.
+    """
     result = dict(state)
     for name, tensor in state.items():
-        if tensor.ndim == 2:
+        if tensor.ndim == 2 and tensor.is_floating_point():
             result[name], result[f"{name}_scale"] = quantize_weight(tensor)
     return result
 
