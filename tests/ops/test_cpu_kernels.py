@@ -113,7 +113,8 @@ def assert_close_to_definition(name: str, args: tuple[Any, ...], isa: str) -> No
         assert mine.dtype == dtype
         assert mine.shape == truth.shape
         if truth.numel():
-            rounding = torch.finfo(dtype).eps * truth.abs().max()
+            # One rounding of the largest value; of few values PyTorch's may all be close by luck, so that it is two.
+            rounding = (1 if truth.numel() > 256 else 2) * torch.finfo(dtype).eps * truth.abs().max()
             assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
 
 
