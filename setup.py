@@ -5,6 +5,7 @@ Nothing is compiled here and torch is not imported, so that a build in isolation
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -29,16 +30,15 @@ class BuildPy(build_py):
         package = Path(self.build_lib) / "infoprune_rt"
         shutil.rmtree(package, ignore_errors=True)  # no library of an earlier build
         super().run()
+        sources, library = package / "csrc", package / "ops" / "lib" / "infoprune_cpu.so"
+        sources.mkdir()
         for source in Path("csrc").iterdir():
             if source.suffix in (".cpp", ".h", ".inl"):
-                _copy(source, package / "csrc")
+                shutil.copy2(source, sources)
         if LIBRARY:
-            _copy(Path(LIBRARY), package / "ops" / "lib")
-
-
-def _copy(path: Path, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(path, folder)
+            library.parent.mkdir()
+            shutil.copy2(LIBRARY, library)
+            library.with_suffix(".sha256").write_text(hashlib.sha256(library.read_bytes()).hexdigest())
 
 
 class Platform(Distribution):

@@ -43,17 +43,14 @@ def load_library() -> None:
     Who sets INFOPRUNE_CXXFLAGS gets kernels that were compiled with them. Raises InfopruneError where the kernels
     cannot be compiled, kept or loaded (no compiler, no place to write).
     """
-    if _wheel_serves():
-        try:
-            return _load(SHIPPED)
-        except OSError as error:
-            print(f"infoprune: the wheel's CPU kernels do not load ({error}); compiled ones serve", file=sys.stderr)
+    if _wheel_serves() and _wheel_loads():
+        return
     library = compiled_library()
     try:
         _load(library)
     except OSError as error:
         raise InfopruneError(
-            f"the compiled CPU kernels do not load: {error}; remove {library.parent} to have them compiled again"
+            f"the compiled CPU kernels do not load: {_cause(error)}; remove {library.parent} to compile them again"
         ) from error
 
 
@@ -71,8 +68,26 @@ def _wheel_serves() -> bool:
     return SHIPPED.exists() and not _extra_flags()
 
 
+def _wheel_loads() -> bool:
+    """Load the wheel's kernels; where that fails, a line on stderr says why."""
+    try:
+        # Asked first: the system's loader ends the process over a library that is cut short.
+        if hashlib.sha256(SHIPPED.read_bytes()).hexdigest().encode() != SHIPPED.with_suffix(".sha256").read_bytes():
+            raise OSError(f"{SHIPPED} is damaged")
+        _load(SHIPPED)
+    except OSError as error:
+        print(f"infoprune: the wheel's CPU kernels do not load: {_cause(error)}; compiled ones serve", file=sys.stderr)
+        return False
+    return True
+
+
 def _load(library: Path) -> None:
     torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+
+
+def _cause(error: OSError) -> BaseException:
+    """What the system's loader said; torch says only that it failed."""
+    return error.__cause__ or error
 
 
 def isa() -> str:
