@@ -8,12 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that has to be at least, or at most, another."""
+    """A figure that has to be at least, or at most, another. aim: what would be better still; nothing depends on it."""
 
     name: str
     reached: float
     at_least: float | None = None
     at_most: float | None = None
+    aim: float | None = None
 
     @property
     def met(self) -> bool:

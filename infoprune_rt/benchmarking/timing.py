@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+REST = 0.02  # seconds before each run, in which the last one's threads stop waiting for more work
+
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
     """Milliseconds of every repeat of every run; each round calls all of them once."""
@@ -16,6 +18,7 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: 
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            time.sleep(REST)
             began = time.perf_counter()
             run()
             times[name].append(1000 * (time.perf_counter() - began))

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging
 
+from infoprune_rt.cli.bench import bench
 from infoprune_rt.cli.compress import compress
 from infoprune_rt.cli.demo import demo
 from infoprune_rt.cli.doctor import doctor
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for _command in (demo, learn_heads, compress, inspect, evaluate, doctor):
     app.command(_command.__name__.replace("_", "-"))(_command)
+app.add_typer(bench, name="bench")
 
 
 def main(args: Sequence[str] | None = None) -> None:
