@@ -30,7 +30,7 @@ sanitize: $(STAMP)  ## the CPU kernels under GCC's address, undefined-behaviour 
 	$${CXX:-g++} -std=c++20 -O1 -g -w -fsanitize=thread -DINFOPRUNE_EMULATE_AMX -Icsrc $(SHARED_WORK) -pthread -o .venv/shared_work
 	.venv/shared_work
 
-bench: $(STAMP)  ## the slow measurements behind the README's figures; writes benchmarks/results/
+bench: $(STAMP) $(STAMP)-bench  ## the slow measurements behind the README's figures; writes benchmarks/results/
 	@status=0; for script in $(filter-out %/report.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || status=1; done; exit $$status
 
 report: $(STAMP)  ## write the README's tables from the result files of this machine
@@ -51,4 +51,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(STAMP)-bench: $(STAMP)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[bench]'
 	touch $@

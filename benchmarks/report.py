@@ -14,6 +14,17 @@ from typing import Annotated, Any
 
 import typer
 
+from infoprune_rt.benchmarking.cpu_tower.contenders import (
+    COMPILED,
+    DENSE,
+    OPENVINO,
+    ORT,
+    ORT_INT8,
+    OUR_INT8,
+    OURS,
+    PLAIN,
+)
+from infoprune_rt.benchmarking.cpu_tower.show import by_case, goal_cells
 from infoprune_rt.demo.report_html import overview_figure
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import write_text
@@ -21,6 +32,7 @@ from infoprune_rt.files import write_text
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TEXTS = (ROOT / "README.md", ROOT / "docs" / "tiny-vlm.md", ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md")
+COMPARED = (DENSE, PLAIN, COMPILED, OPENVINO, ORT, ORT_INT8, OURS, OUR_INT8)
 FAMILIES = ("vqa", "text", "relations", "overall")
 
 
@@ -78,19 +90,24 @@ def fullsize(path: Path) -> str:
 
 
 def cpu_tower(path: Path) -> str:
-    """The ways to run one compact tower on the CPU, side by side."""
+    """The ways to run one compact tower on the CPU, side by side; a dash where one was not measured."""
     result = json.loads(path.read_text())
-    inputs: dict[tuple[int, ...], dict[str, dict[str, Any]]] = {}
-    for row in result["rows"]:
-        key = (row["patches"], row["images"], row["blocks"], row["threads"])
-        inputs.setdefault(key, {})[row["name"]] = row
-    names = list(next(iter(inputs.values())))
+    rows = [row for row in result["rows"] if row["name"] in COMPARED]
+    names = [name for name in COMPARED if any(row["name"] == name for row in rows)]
     body = []
-    for (patches, images, blocks, threads), rows in inputs.items():
-        where = f"{patches} patches, {images} image{'s' * (images > 1)}, {blocks} blocks, {threads} threads"
-        share = rows["compact, csrc"]["share_of_gemm_rate"]
-        body.append([where, *(f"{rows[name]['p50_ms']:.0f} ms" for name in names), f"{share:.0%}"])
-    return _table(["bfloat16", *names, "of the GEMM rate"], body) + _source(result, path)
+    for where, found in by_case(rows).items():
+        case = {row["name"]: row for row in found}
+        times = [f"{case[name]['p50_ms']:.0f} ms" if name in case else "–" for name in names]
+        body.append([where, *times, f"{case[OURS]['share_of_gemm_rate']:.0%}"])
+    heads = [name.removeprefix("compact, ") for name in names]
+    return _table(["", *heads, "csrc: of the GEMM rate"], body) + _source(result, path)
+
+
+def cpu_goals(path: Path) -> str:
+    """What the CPU engine was to reach, and what it reached."""
+    result = json.loads(path.read_text())
+    body = [[*goal_cells(goal), "yes" if goal["met"] else "no"] for goal in result["goals"]]
+    return _table(["", "goal", "aim", "reached", "met"], body) + _source(result, path)
 
 
 def _headline(group: str, name: str) -> bool:
@@ -109,6 +126,7 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "baselines": ("tiny_vlm", lambda path: _tiny_vlm(path, lambda group, name: group == "baselines")),
     "fullsize": ("fullsize_tower", fullsize),
     "cpu": ("cpu_tower", cpu_tower),
+    "cpu goals": ("cpu_tower", cpu_goals),
 }
 
 
