@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infoprune_rt.benchmarking.cpu_tower.attention import OURS as ATTENTION
 from infoprune_rt.benchmarking.cpu_tower.attention import attention_candidates, attention_case
 from infoprune_rt.benchmarking.cpu_tower.cases import Case, Subject, cases, tower_flops
 from infoprune_rt.benchmarking.cpu_tower.contenders import CONTENDERS, OURS, PLAIN, Contender, contenders
@@ -63,7 +65,7 @@ def bench_tower(path: Path, *, quick: bool, rounds: int, progress: Progress) -> 
     progress(len(chosen), len(chosen) + 1)
     _attention_alone(attention_case(threads), rounds, found)
     torch.set_num_threads(threads)
-    _add_peaks(found.rows, peak_case(threads))
+    _add_peaks(peak_case(threads), found)
     progress(len(chosen) + 1, len(chosen) + 1)
     result = {
         "date": began.isoformat(timespec="seconds"),
@@ -116,22 +118,25 @@ def _candidates(subject: Subject, present: list[Contender], found: Measurements)
     flops: dict[str, int] = {}
     ready = []
     for c in present:
-        if c.of not in exact:
-            exact[c.of], flops[c.of] = _float32(subject, c.of)
-        try:
+        with _recorded(c.name, subject.case, found):
+            if c.of not in exact:
+                exact[c.of], flops[c.of] = _float32(subject, c.of)
             run = c.build(subject)
             with torch.inference_mode():
                 error = relative_error(run(), exact[c.of])
-        except Exception as failure:  # another engine may fail in any way; the rest shall be measured all the same
-            found.failures.append(_failure(c.name, subject.case, failure))
-        else:
             ready.append(Candidate(c.name, run, error, flops[c.of], c.dtype))
     return ready
 
 
-def _failure(name: str, case: Case, error: Exception) -> dict[str, Any]:
-    where = {"patches": case.patches, "images": len(case.grids), "blocks": case.blocks, "threads": case.threads}
-    return {"name": name, **where, "error": " ".join(f"{type(error).__name__}: {error}".split())}
+@contextmanager
+def _recorded(name: str, case: Case, found: Measurements) -> Iterator[None]:
+    """Whatever another engine may raise: the rest shall be measured all the same."""
+    try:
+        yield
+    except Exception as error:
+        where = {"patches": case.patches, "images": len(case.grids), "blocks": case.blocks, "threads": case.threads}
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        found.failures.append({"name": name, **where, "error": told})
 
 
 def _float32(subject: Subject, kind: str) -> tuple[Tensor, int]:
@@ -146,12 +151,13 @@ def _float32(subject: Subject, kind: str) -> tuple[Tensor, int]:
 
 def _attention_alone(case: Case, rounds: int, found: Measurements) -> None:
     torch.set_num_threads(case.threads)
-    with torch.inference_mode():
+    with _recorded(ATTENTION, case, found), torch.inference_mode():
         found.rows += measure(attention_candidates(case), case, rounds)
 
 
-def _add_peaks(rows: list[Row], case: Case) -> None:
+def _add_peaks(case: Case, found: Measurements) -> None:
     where = (case.patches, case.blocks, case.threads)
-    for row in rows:
+    for row in found.rows:
         if row["name"] in (PLAIN, OURS) and (row["patches"], row["blocks"], row["threads"]) == where:
-            row["peak_bytes"] = peak_bytes(row["name"], case)
+            with _recorded(row["name"], case, found):
+                row["peak_bytes"] = peak_bytes(row["name"], case)
