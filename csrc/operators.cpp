@@ -87,7 +87,7 @@ Dtype dtype_of(const Tensor& x) {
 
 // A dense tensor of these sizes in the activations' dtype; its data.
 void* data(const char* name, const Tensor& x, Sizes sizes, ScalarType dtype) {
-  require(x.is_cpu() && x.scalar_type() == dtype && x.sizes() == sizes && x.is_contiguous(), name,
+  require(x.is_cpu() && x.scalar_type() == dtype && x.sizes().equals(sizes) && x.is_contiguous(), name,
           " must be a contiguous ", dtype, " tensor of shape ", Shape{sizes}, " on the CPU, not ", x.scalar_type(),
           " of shape ", Shape{x.sizes()});
   return x.mutable_data_ptr();
