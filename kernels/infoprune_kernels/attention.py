@@ -1,0 +1,203 @@
+"""Attention over packed sequences: softmax(q kᵀ scale) v within each sequence, not causal, any number of heads.
+
+One program computes a block of queries of one sequence and one head. Which blocks there are is a flat work list made
+on the host, so that short sequences leave no empty programs behind. The head dimension is not padded to a power of
+two but cut into a main part and a tail (80 = 64 + 16), each with a product and an accumulator of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from infoprune_kernels.configs import ConfigTable, Tile, table_for
+from infoprune_kernels.specimens import Specimen
+
+HEAD_DIMS = (32, 64, 72, 80, 88, 96, 128)
+
+
+@triton.jit
+def _load(base, rows, end, cols, ROW: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):  # [rows, cols]
+    """Rows of one head; those from ``end`` on, and columns from D on, are zero."""
+    pointers = base + rows[:, None] * ROW + cols[None, :]
+    inside = cols[None, :] < D
+    if MASKED:
+        return tl.load(pointers, mask=(rows[:, None] < end) & inside, other=0.0)
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def _attend(
+    acc, acc_tail, largest, total, q, q_tail, k, v, first, last, end, scale_log2,
+    ROW: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BN: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Take in the keys from ``first`` to ``last``, BN at a time; MASKED where some of them lie at or beyond ``end``."""
+    cols = tl.arange(0, MAIN)
+    for start in tl.range(first, last, BN):
+        keys = start + tl.arange(0, BN)  # [BN]
+        k_main = _load(k, keys, end, cols, ROW, D, MASKED)  # [BN, MAIN]
+        scores = tl.dot(q, k_main.T, input_precision="ieee")  # [BM, BN]
+        if TAIL:
+            cols_tail = MAIN + tl.arange(0, TAIL)
+            k_tail = _load(k, keys, end, cols_tail, ROW, D, MASKED)  # [BN, TAIL]
+            scores = tl.dot(q_tail, k_tail.T, scores, input_precision="ieee")
+        if MASKED:
+            scores = tl.where(keys[None, :] < end, scores, float("-inf"))
+        new_largest = tl.maximum(largest, tl.max(scores, 1) * scale_log2)  # [BM]
+        weights = tl.exp2(scores * scale_log2 - new_largest[:, None])  # [BM, BN]
+        shrink = tl.exp2(largest - new_largest)  # [BM]
+        total = total * shrink + tl.sum(weights, 1)
+        weights = weights.to(q.dtype)
+        # A row of the next sequence may hold infinities or NaN, which a weight of zero would not take away.
+        v_main = _load(v, keys, end, cols, ROW, D, MASKED)  # [BN, MAIN]
+        acc = tl.dot(weights, v_main, acc * shrink[:, None], input_precision="ieee")  # [BM, MAIN]
+        if TAIL:
+            v_tail = _load(v, keys, end, cols_tail, ROW, D, MASKED)  # [BN, TAIL]
+            acc_tail = tl.dot(weights, v_tail, acc_tail * shrink[:, None], input_precision="ieee")  # [BM, TAIL]
+        largest = new_largest
+    return acc, acc_tail, largest, total
+
+
+@triton.jit
+def _attention_kernel(
+    q, k, v, out, work, scale_log2,
+    HEADS: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    # Work items come first: programs that run at the same time read the keys of one head.
+    item = work + tl.program_id(0) * 3
+    first, begin, end = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    ROW: tl.constexpr = HEADS * D
+    # Within a sequence 32 bits address every number; where it begins needs 64.
+    base = begin.to(tl.int64) * ROW + tl.program_id(1) * D
+    rows = first - begin + tl.arange(0, BM)  # [BM]
+    end -= begin
+    cols = tl.arange(0, MAIN)
+    q_main = _load(q + base, rows, end, cols, ROW, D, True)  # [BM, MAIN]
+    acc = tl.zeros([BM, MAIN], tl.float32)
+    # Without a tail these two stand for nothing, and the compiler drops them.
+    q_tail, acc_tail = q_main, acc
+    if TAIL:
+        cols_tail = MAIN + tl.arange(0, TAIL)
+        q_tail = _load(q + base, rows, end, cols_tail, ROW, D, True)  # [BM, TAIL]
+        acc_tail = tl.zeros([BM, TAIL], tl.float32)
+    largest = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    whole = end // BN * BN
+    acc, acc_tail, largest, total = _attend(
+        acc, acc_tail, largest, total, q_main, q_tail, k + base, v + base, 0, whole, end, scale_log2,
+        ROW, D, MAIN, TAIL, BN, False,
+    )  # fmt: skip
+    acc, acc_tail, largest, total = _attend(
+        acc, acc_tail, largest, total, q_main, q_tail, k + base, v + base, whole, end, end, scale_log2,
+        ROW, D, MAIN, TAIL, BN, True,
+    )  # fmt: skip
+    target = out + base + rows[:, None] * ROW
+    inside = rows[:, None] < end
+    tl.store(target + cols[None, :], (acc / total[:, None]).to(out.dtype.element_ty), inside & (cols[None, :] < D))
+    if TAIL:
+        done = (acc_tail / total[:, None]).to(out.dtype.element_ty)
+        tl.store(target + cols_tail[None, :], done, inside & (cols_tail[None, :] < D))
+
+
+def split_head(head_dim: int) -> tuple[int, int]:
+    """Powers of two whose sum is the least that holds a head and that tensor cores take (16 at least); tail may be 0.
+
+    >>> [split_head(dim) for dim in (80, 72, 96, 64, 56)]
+    [(64, 16), (64, 16), (64, 32), (64, 0), (64, 0)]
+    """
+    whole = max(16, triton.next_power_of_2(head_dim))
+    if head_dim <= 16 or head_dim == whole:
+        return whole, 0
+    tail = max(16, triton.next_power_of_2(head_dim - whole // 2))
+    return (whole, 0) if tail == whole // 2 else (whole // 2, tail)
+
+
+def attention_work(cu_seqlens: Tensor | Sequence[int], block_m: int) -> Tensor:
+    """The blocks of queries of packed sequences.
+
+    Args:
+        cu_seqlens: bounds of S sequences, rising from 0: S + 1 numbers on the host.
+        block_m: queries per block.
+
+    Returns:
+        Items x 3, int32, on the CPU: a block's first row, and where its sequence begins and ends. The blocks of long
+        sequences come first, so that none of them is left running alone at the end.
+    """
+    bounds = torch.as_tensor(cu_seqlens, dtype=torch.int64)
+    lengths = bounds.diff()
+    order = lengths.argsort(descending=True, stable=True)
+    blocks = (lengths[order] + block_m - 1) // block_m
+    sequence = order.repeat_interleave(blocks)
+    before = (blocks.cumsum(0) - blocks).repeat_interleave(blocks)
+    first = bounds[sequence] + (torch.arange(len(sequence)) - before) * block_m
+    return torch.stack((first, bounds[sequence], bounds[sequence + 1]), 1).int()
+
+
+def launch_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, work: Tensor, scale: float, tile: Tile) -> None:
+    """Fill ``out`` (T x h * D) from contiguous q, k, v (T x h x D) by a work list on their device."""
+    _, heads, dim = q.shape
+    if not len(work) or not heads:
+        return
+    main, tail = split_head(dim)
+    _attention_kernel[(len(work), heads)](
+        q, k, v, out, work, scale * math.log2(math.e), heads, dim, main, tail, tile.block_m, tile.block_n,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
+    """Each token attends to all tokens of its own sequence.
+
+    Args:
+        q, k, v: T x h x D, float32, float16 or bfloat16, on one device.
+        cu_seqlens: S + 1 bounds from 0 to T, int64, on the CPU.
+        scale: positive; what the scores are multiplied by.
+
+    Returns:
+        T x (h * D), q's dtype.
+
+    Raises:
+        ValueError: a scale that is not positive, a head or a sequence that is too long.
+    """
+    tokens, heads, dim = q.shape
+    if not scale > 0:
+        raise ValueError(f"attention: the scale must be positive, not {scale}")
+    longest = max((stop - start for start, stop in pairwise(cu_seqlens.tolist())), default=0)
+    if longest * heads * dim >= 2**31:
+        raise ValueError(
+            f"attention: a sequence of {longest} tokens with {heads} heads of {dim} holds 2^31 numbers or more; "
+            "split it"
+        )
+    tile = table_for(q.device).choose("attention", head_dim=dim)
+    out = q.new_empty(tokens, heads * dim)
+    work = attention_work(cu_seqlens, tile.block_m).to(q.device)
+    launch_attention(q.contiguous(), k.contiguous(), v.contiguous(), out, work, scale, tile)
+    return out
+
+
+def specimens(table: ConfigTable) -> list[Specimen]:
+    """Every head size at an odd number of heads, in bfloat16."""
+    return [_specimen(table.choose("attention", head_dim=dim), dim) for dim in HEAD_DIMS]
+
+
+def _specimen(tile: Tile, dim: int) -> Specimen:
+    main, tail = split_head(dim)
+    pointers = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"work": "*i32"}
+    return Specimen(
+        "attention",
+        f"heads of {dim}, {tile}",
+        _attention_kernel,
+        pointers | {"scale_log2": "fp32"},
+        {"HEADS": 7, "D": dim, "MAIN": main, "TAIL": tail, "BM": tile.block_m, "BN": tile.block_n},
+        tuple(pointers),
+        tile.num_warps,
+        tile.num_stages,
+    )
