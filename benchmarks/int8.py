@@ -58,13 +58,15 @@ def block_bytes(tower: CompactEncoder) -> int:
 def tiny_vlm_rows(folder: Path, scenes: int, console: Console) -> list[dict[str, Any]]:
     """The dense tower, its FFNs cut, and our recipe, each with and without int8."""
     study = Study(folder, scenes, console)
-    study.add("dense", "float32", study.answered(), bytes=4 * study.dense["parameters"])
+    dtype = next(study.bench.dense.parameters()).dtype
+    stored = str(dtype).removeprefix("torch.")
+    study.add("dense", stored, study.answered(), bytes=dtype.itemsize * study.dense["parameters"])
     float_ = study.bench.variant("dense", "dense", study.bench.plan()).tower
     measure(study, "dense", "int8", quantize_tower(float_))
     neurons = FFNPlan(mode="neurons", size=NEURONS)
     for group, masks in ((f"FFN neurons {NEURONS}", None), (OURS, better_half(study))):
         float_ = study.bench.variant(group, group, study.bench.plan(masks, neurons)).tower
-        measure(study, group, "float32", float_)
+        measure(study, group, stored, float_)
         measure(study, group, "int8", quantize_tower(float_))
     return study.rows
 
