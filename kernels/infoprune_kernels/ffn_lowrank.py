@@ -2,8 +2,9 @@
 
 One program owns its rows from the first load to the last store: it takes their mean and variance, normalises them
 once on the way into the product with ``down``, keeps the result, rounded to the input's dtype, in registers, and
-multiplies it by ``up`` a few output columns at a time. x is read from memory once; the later readings, to normalise and
-for the residual, come out of the L2 cache. The ranks are cut into two powers of two (384 = 256 + 128), not padded to one.
+multiplies it by ``up`` a few output columns at a time. x is read from memory once; the later readings, to normalise
+and for the residual, come out of the L2 cache. The ranks are cut into two powers of two (384 = 256 + 128), not padded
+to one.
 
 Above the ranks that the tables serve so, ``down`` and ``up`` are two products; a merged map is one.
 """

@@ -76,10 +76,10 @@ def linear(
     if not tokens or not outputs:
         return out
     grid = (triton.cdiv(tokens, tile.block_m) * triton.cdiv(outputs, tile.block_n),)
-    x, weight, bias, residual = (None if t is None else t.contiguous() for t in (x, weight, bias, residual))
     # An argument that a form lacks is given as the output, and never read.
+    given = (out if tensor is None else tensor.contiguous() for tensor in (x, weight, bias, residual))
     _linear_kernel[grid](
-        x, weight, out if bias is None else bias, out if residual is None else residual, out, tokens,
+        *given, out, tokens,
         outputs, inputs, bias is not None, residual is not None, activation,
         tile.block_m, tile.block_n, tile.block_k, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
@@ -104,11 +104,11 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
 
 def specimens(table: ConfigTable) -> list[Specimen]:
     """The 7B's output projection with 8 and with 5 heads of 80, in bfloat16."""
-    sizes = [{"inputs": heads * 80, "outputs": 1280} for heads in (8, 5)]
-    return [
-        linear_specimen("linear_residual", table.choose("linear_residual", tokens=4096, **size), **size)
-        for size in sizes
-    ]
+    found = []
+    for inputs in (8 * 80, 5 * 80):
+        tile = table.choose("linear_residual", tokens=4096, inputs=inputs, outputs=1280)
+        found.append(linear_specimen("linear_residual", tile, inputs, 1280))
+    return found
 
 
 def linear_specimen(

@@ -1,0 +1,96 @@
+"""The FFNs on the GPU's kernels, interpreted, against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from definitions import DTYPES, assert_close, assert_close_to_definition
+from infoprune_kernels.configs import Tile, tables
+from infoprune_kernels.ffn_dense import ffn_dense
+from infoprune_kernels.ffn_lowrank import ffn_lowrank, launch_ffn_lowrank
+from operator_cases import DEFINITIONS, cast, dense_case, lowrank_case
+
+from infoprune_rt.ops import plain
+from infoprune_rt.ops.plain import ACTIVATIONS
+
+SMALL = Tile(16, 32, 1, 1, 16)
+
+
+def assert_one_kernel_is_close(args: tuple[object, ...]) -> None:
+    exact = DEFINITIONS["ffn_lowrank"](*cast(args, torch.float64))
+    assert_close((launch_ffn_lowrank(*args, SMALL),), (plain.ffn_lowrank(*args),), (exact,))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 5, 16, 50, 64, 72])
+def test_a_low_rank_in_one_kernel(rank: int, dtype: torch.dtype) -> None:
+    assert tables()[-1].find("ffn_lowrank", tokens=67, width=96, rank=rank)
+    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(67, 96, rank), dtype))
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (130, 40), (9, 33), (2, 1), (65, 130)])
+def test_odd_sizes(tokens: int, width: int) -> None:
+    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(tokens, width, min(width, 24)), torch.float16))
+
+
+@pytest.mark.parametrize("rank", [1, 16, 40, 48, 72])
+def test_a_tile_changes_nothing_but_rounding(rank: int) -> None:
+    assert_one_kernel_is_close(cast(lowrank_case(35, 72, rank), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_ranks_than_fit_take_two_products(dtype: torch.dtype) -> None:
+    assert tables()[-1].find("ffn_lowrank", tokens=20, width=650, rank=600) is None
+    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(20, 650, 600), dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "width"), [(67, 96), (1, 33)])
+def test_a_merged_map(tokens: int, width: int, dtype: torch.dtype) -> None:
+    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(tokens, width, None), dtype))
+
+
+@pytest.mark.parametrize("far", [1000.0, -30000.0])
+def test_rows_far_from_zero_lose_nothing(far: float) -> None:
+    """Where a sum of squares less the squared mean would keep nothing."""
+    args = cast(lowrank_case(20, 72, 16), torch.float32)
+    assert_one_kernel_is_close((args[0] + far, *args[1:]))
+
+
+def test_one_huge_column_loses_nothing() -> None:
+    """In the first columns, which the sums are shifted by, and in the last."""
+    for col in (3, 71):
+        args = cast(lowrank_case(20, 72, 16), torch.float32)
+        args[0][:, col] = 1e4
+        assert_one_kernel_is_close(args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_ffn_with_neurons(activation: str, dtype: torch.dtype) -> None:
+    assert_close_to_definition("ffn_dense", cast(dense_case(67, 48, 140, activation), dtype))
+
+
+@pytest.mark.parametrize(("tokens", "width", "neurons"), [(1, 33, 1), (130, 7, 65)])
+def test_odd_numbers_of_neurons(tokens: int, width: int, neurons: int) -> None:
+    assert_close_to_definition("ffn_dense", cast(dense_case(tokens, width, neurons, "quick_gelu"), torch.float16))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity, as on the GPU
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_far_out(activation: str) -> None:
+    """No exponential overflows into NaN."""
+    args = cast(dense_case(5, 16, 20, activation), torch.float32)
+    assert_close_to_definition("ffn_dense", (*args[:5], args[5] * 300, *args[6:]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_is_nothing(dtype: torch.dtype) -> None:
+    for rank in (16, None):
+        assert ffn_lowrank(*cast(lowrank_case(0, 32, rank), dtype)).shape == (0, 32)
+    assert ffn_dense(*cast(dense_case(0, 32, 48, "gelu"), dtype)).shape == (0, 32)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown activation 'abacus'; known are quick_gelu, gelu,"):
+        ffn_dense(*cast(dense_case(5, 16, 20, "abacus"), torch.float16))
