@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DIST := dist
 
-.PHONY: demo test check sanitize bench report wheel tiny-vlm clean
+.PHONY: demo test check sanitize bench report wheel aot tiny-vlm clean
 
 demo: $(STAMP)  ## prune the tiny VLM and the full-size tower; writes demo-out/
 	$(BIN)/infoprune demo
@@ -39,6 +39,10 @@ report: $(STAMP)  ## write the README's tables from the result files of this mac
 wheel: $(STAMP)  ## a wheel with the compiled CPU kernels, in dist/: no compiler is needed where it is installed
 	library=$$($(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; print(compiled_library())') && \
 	INFOPRUNE_WHEEL_LIBRARY=$$library $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir $(DIST) .
+
+aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_89 and sm_90 (no GPU is needed); writes the tables of docs/gpu-kernels.md
+	$(BIN)/python -m infoprune_kernels.roofline docs/gpu-kernels.md
+	$(BIN)/python -m infoprune_kernels.aot benchmarks/results/aot/kernels.json docs/gpu-kernels.md
 
 tiny-vlm: $(STAMP)  ## train the shipped model again from its seed (about an hour on 2 cores)
 	$(BIN)/python -m infoprune_rt.demo.tiny_training

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -19,9 +22,14 @@ from triton.compiler import ASTSource
 
 from infoprune_kernels.attention import specimens as attention
 from infoprune_kernels.configs import ConfigTable, tables
+from infoprune_kernels.documents import fill, markdown_table
+from infoprune_kernels.ffn_dense import specimens as ffn_dense
+from infoprune_kernels.ffn_lowrank import specimens as ffn_lowrank
+from infoprune_kernels.linear_residual import specimens as linear_residual
+from infoprune_kernels.norm_qkv_rope import specimens as norm_qkv_rope
 from infoprune_kernels.specimens import Specimen
 
-OPERATORS = (attention,)
+OPERATORS = (norm_qkv_rope, attention, linear_residual, ffn_lowrank, ffn_dense)
 TENSOR_CORES = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async"}
 SHARED_LIMIT = {table.arch: table.shared_bytes for table in tables()}
 
@@ -124,3 +132,25 @@ def compile_all() -> Iterator[Compiled]:
     for table in tables():
         for specimen in all_specimens(table):
             yield compile_specimen(specimen, table.arch)
+
+
+def versions() -> dict[str, str]:
+    """What the figures depend on beside the kernels."""
+    return {"triton": triton.__version__, "ptxas": get_ptxas(80).version}
+
+
+def main(results: Path, document: Path) -> int:
+    """Write the figures to a JSON file and as a table into a document; 1 if a kernel has a fault, which is printed."""
+    rows = list(compile_all())
+    command = f"python -m infoprune_kernels.aot {results} {document}"
+    found = {"command": command, "versions": versions(), "rows": [asdict(row) for row in rows]}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(found, indent=1) + "\n")
+    fill(document, "aot", markdown_table(found["rows"]))
+    faults = [fault for row in rows for fault in row.faults()]
+    print("\n".join(faults) or f"{len(rows)} kernels compiled, no faults")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))
