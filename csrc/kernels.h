@@ -62,6 +62,14 @@ struct LinearResidual {
   bool quantised;
 };
 
+// activation(linear(x)), for the layers before and after the blocks.
+struct LinearActivation {
+  const void* x;
+  Linear linear;
+  Activation activation;
+  void* out;
+};
+
 // x + second(activation(first(norm(x)))); without a second matrix, x + first(norm(x)). out may be x.
 struct Ffn {
   const void* x;
@@ -87,6 +95,7 @@ struct Kernels {
   const char* name;
   int64_t row_block;    // most rows of one item of the row operators
   int64_t query_block;  // and of one attention item
+  int64_t wide_block;   // and of linear_activation, whose weights are too large for any cache
   // Bytes of one packed K x N matrix.
   int64_t (*packed_bytes)(Dtype, int64_t k, int64_t n);
   // weight: N x K as torch keeps it.
@@ -99,6 +108,8 @@ struct Kernels {
   void (*norm_qkv_rope)(Dtype, const NormQkvRope&, int64_t row, int64_t rows, void* scratch);
   int64_t (*linear_residual_scratch)(Dtype, const LinearResidual&);
   void (*linear_residual)(Dtype, const LinearResidual&, int64_t row, int64_t rows, void* scratch);
+  int64_t (*linear_activation_scratch)(Dtype, const LinearActivation&);
+  void (*linear_activation)(Dtype, const LinearActivation&, int64_t row, int64_t rows, void* scratch);
   int64_t (*ffn_scratch)(Dtype, const Ffn&);
   void (*ffn)(Dtype, const Ffn&, int64_t row, int64_t rows, void* scratch);
 

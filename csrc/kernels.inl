@@ -18,9 +18,9 @@ namespace INFOPRUNE_ISA {
 
 // Rows of an item: whole tiles of rows, and few enough for an item's factors to stay in the second cache.
 #if defined(INFOPRUNE_AMX)
-constexpr int64_t kRowBlock = 128, kQueryBlock = 64;
+constexpr int64_t kRowBlock = 128, kQueryBlock = 64, kWideBlock = 256;
 #else
-constexpr int64_t kRowBlock = 60, kQueryBlock = 60;
+constexpr int64_t kRowBlock = 66, kQueryBlock = 66, kWideBlock = 132;
 #endif
 
 #include "tiles.inl"
@@ -55,9 +55,8 @@ struct Factors {
   int64_t stride;
   float* row_steps;
 
-  Factors(Scratch& scratch, int64_t k)
-      : values(scratch.take<E>(kRowBlock * depth<E>(k))), stride(depth<E>(k)),
-        row_steps(scratch.take<float>(Q ? kRowBlock : 0)) {}
+  Factors(Scratch& scratch, int64_t k, int64_t rows = kRowBlock)
+      : values(scratch.take<E>(rows * depth<E>(k))), stride(depth<E>(k)), row_steps(scratch.take<float>(Q ? rows : 0)) {}
   E* row(int64_t i) const { return values + i * stride; }
 
   template <class T>
@@ -133,40 +132,69 @@ static void qkv(const NormQkvRope& task, int64_t row, int64_t rows, void* memory
   }
 }
 
-// -- a product, its bias and the residual
+// -- one product, with what is done to its sums while they are in the nearest cache
+
+// Calls store(i, from, some, column): row i's next `some` sums, from `column` on, lie at `from`.
+template <class S, bool Q, class Store>
+INLINE void each_sum(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, float* sums, const Store& store) {
+  for (int64_t panel = 0; panel < panels(linear.out); panel += kChunk) {
+    const int64_t now = smaller(kChunk, panels(linear.out) - panel), column = panel * kPanel;
+    some_columns(rows, factors, linear.packed, linear.in, linear.out, panel, now, sums, kChunk * kPanel);
+    const int64_t some = smaller(now * kPanel, linear.out - column);
+    for (int64_t i = 0; i < rows; ++i) store(i, sums + i * kChunk * kPanel, some, column);
+  }
+}
+
+// Through the activation, into rows that lie `stride` apart.
+template <class S, bool Q, class E>
+static void activate_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, Activation kind,
+                             float* sums, E* out, int64_t stride) {
+  const S* bias = static_cast<const S*>(linear.bias);
+  each_sum(rows, factors, linear, sums, [&](int64_t i, const float* from, int64_t some, int64_t column) {
+    to_hidden(from, bias ? bias + column : nullptr, some, kind, out + i * stride + column);
+  });
+}
 
 template <class S, bool Q>
 static void add_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, const S* residual, S* out,
                         float* sums) {
   const S* bias = static_cast<const S*>(linear.bias);
-  for (int64_t panel = 0; panel < panels(linear.out); panel += kChunk) {
-    int64_t now = smaller(kChunk, panels(linear.out) - panel), column = panel * kPanel;
-    some_columns(rows, factors, linear.packed, linear.in, linear.out, panel, now, sums, kChunk * kPanel);
-    int64_t some = smaller(now * kPanel, linear.out - column);
-    for (int64_t i = 0; i < rows; ++i) {
-      int64_t at = i * linear.out + column;
-      to_output(sums + i * kChunk * kPanel, bias ? bias + column : nullptr, residual + at, some, out + at);
-    }
-  }
+  each_sum(rows, factors, linear, sums, [&](int64_t i, const float* from, int64_t some, int64_t column) {
+    const int64_t at = i * linear.out + column;
+    to_output(from, bias ? bias + column : nullptr, residual + at, some, out + at);
+  });
 }
 
 template <class S, bool Q>
-struct ResidualScratch {
+struct LinearScratch {
   Scratch scratch;
   Factors<S, Q> factors;
   float* sums;
 
-  ResidualScratch(const LinearResidual& task, void* memory)
-      : scratch(memory), factors(scratch, task.linear.in), sums(scratch.take<float>(kRowBlock * kChunk * kPanel)) {}
+  LinearScratch(const LinearResidual& task, void* memory) : LinearScratch(task.linear, kRowBlock, memory) {}
+  LinearScratch(const LinearActivation& task, void* memory) : LinearScratch(task.linear, kWideBlock, memory) {}
+  LinearScratch(const Linear& linear, int64_t rows, void* memory)
+      : scratch(memory), factors(scratch, linear.in, rows), sums(scratch.take<float>(rows * kChunk * kPanel)) {}
+  void set(const void* x, int64_t row, int64_t rows, int64_t k) const {
+    for (int64_t i = 0; i < rows; ++i) factors.set_row(i, static_cast<const S*>(x) + (row + i) * k, k);
+  }
 };
 
 template <class S, bool Q>
 static void residual(const LinearResidual& task, int64_t row, int64_t rows, void* memory) {
-  const ResidualScratch<S, Q> at(task, memory);
-  const int64_t k = task.linear.in, offset = row * task.linear.out;
-  for (int64_t i = 0; i < rows; ++i) at.factors.set_row(i, static_cast<const S*>(task.x) + (row + i) * k, k);
+  const LinearScratch<S, Q> at(task, memory);
+  const int64_t offset = row * task.linear.out;
+  at.set(task.x, row, rows, task.linear.in);
   add_product(rows, at.factors, task.linear, static_cast<const S*>(task.residual) + offset,
               static_cast<S*>(task.out) + offset, at.sums);
+}
+
+template <class S>
+static void activated(const LinearActivation& task, int64_t row, int64_t rows, void* memory) {
+  const LinearScratch<S, false> at(task, memory);
+  const int64_t n = task.linear.out;
+  at.set(task.x, row, rows, task.linear.in);
+  activate_product(rows, at.factors, task.linear, task.activation, at.sums, static_cast<S*>(task.out) + row * n, n);
 }
 
 // -- the FFN: norm, one or two products with what is between them kept in cache, bias, residual
@@ -187,21 +215,13 @@ struct FfnScratch {
 // The first product through the activation, as factors of the second.
 template <class S, bool Q>
 static void make_hidden(const Ffn& task, int64_t rows, const FfnScratch<S, Q>& at) {
-  const int64_t d = task.norm.width, m = task.first.out;
-  const S* bias = static_cast<const S*>(task.first.bias);
-  for (int64_t panel = 0; panel < panels(m); panel += kChunk) {
-    int64_t now = smaller(kChunk, panels(m) - panel), column = panel * kPanel, some = smaller(now * kPanel, m - column);
-    some_columns(rows, at.factors, task.first.packed, d, m, panel, now, at.sums, kChunk * kPanel);
-    for (int64_t i = 0; i < rows; ++i) {
-      const float* sums = at.sums + i * kChunk * kPanel;
-      const S* shift = bias ? bias + column : nullptr;
-      if constexpr (Q) to_hidden(sums, shift, some, task.activation, at.activated + i * m + column);
-      else to_hidden(sums, shift, some, task.activation, at.hidden.row(i) + column);
-    }
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    if constexpr (Q) at.hidden.set_row(i, at.activated + i * m, m);
-    else
+  const int64_t m = task.first.out;
+  if constexpr (Q) {
+    activate_product(rows, at.factors, task.first, task.activation, at.sums, at.activated, m);
+    for (int64_t i = 0; i < rows; ++i) at.hidden.set_row(i, at.activated + i * m, m);
+  } else {
+    activate_product(rows, at.factors, task.first, task.activation, at.sums, at.hidden.values, at.hidden.stride);
+    for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = m; j < at.hidden.stride; ++j) at.hidden.row(i)[j] = from_float<Factor<S, Q>>(0.0f);
   }
 }
@@ -257,10 +277,17 @@ static void norm_qkv_rope(Dtype dtype, const NormQkvRope& task, int64_t row, int
   const TileUse tiles;
   BY_KIND(qkv, row, rows, scratch);
 }
-static int64_t linear_residual_scratch(Dtype dtype, const LinearResidual& task) { SCRATCH_BY_KIND(ResidualScratch); }
+static int64_t linear_residual_scratch(Dtype dtype, const LinearResidual& task) { SCRATCH_BY_KIND(LinearScratch); }
 static void linear_residual(Dtype dtype, const LinearResidual& task, int64_t row, int64_t rows, void* scratch) {
   const TileUse tiles;
   BY_KIND(residual, row, rows, scratch);
+}
+static int64_t linear_activation_scratch(Dtype dtype, const LinearActivation& task) {
+  BY_DTYPE((scratch_of<float, false, LinearScratch>(task)), (scratch_of<bfloat16, false, LinearScratch>(task)));
+}
+static void linear_activation(Dtype dtype, const LinearActivation& task, int64_t row, int64_t rows, void* scratch) {
+  const TileUse tiles;
+  BY_DTYPE(activated<float>(task, row, rows, scratch), activated<bfloat16>(task, row, rows, scratch));
 }
 static int64_t ffn_scratch(Dtype dtype, const Ffn& task) { SCRATCH_BY_KIND(FfnScratch); }
 static void ffn(Dtype dtype, const Ffn& task, int64_t row, int64_t rows, void* scratch) {
@@ -300,6 +327,7 @@ extern const Kernels INFOPRUNE_JOIN(kernels_, INFOPRUNE_ISA) = {
     INFOPRUNE_TEXT(INFOPRUNE_ISA),
     INFOPRUNE_ISA::kRowBlock,
     INFOPRUNE_ISA::kQueryBlock,
+    INFOPRUNE_ISA::kWideBlock,
     INFOPRUNE_ISA::packed_bytes,
     INFOPRUNE_ISA::pack,
     INFOPRUNE_ISA::quantised_size,
@@ -308,6 +336,8 @@ extern const Kernels INFOPRUNE_JOIN(kernels_, INFOPRUNE_ISA) = {
     INFOPRUNE_ISA::norm_qkv_rope,
     INFOPRUNE_ISA::linear_residual_scratch,
     INFOPRUNE_ISA::linear_residual,
+    INFOPRUNE_ISA::linear_activation_scratch,
+    INFOPRUNE_ISA::linear_activation,
     INFOPRUNE_ISA::ffn_scratch,
     INFOPRUNE_ISA::ffn,
     INFOPRUNE_ISA::packed_keys_bytes,

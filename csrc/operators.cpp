@@ -221,6 +221,23 @@ Activation activation_of(const std::string& name) {
   return Activation::none;
 }
 
+void linear_activation(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
+                       StringHandle activation, Tensor out, StringHandle isa) {
+  const Kernels& use = kernels(isa);
+  const Activation kind_of_activation = activation_of(text(activation));
+  const Dtype dtype = dtype_of(x);
+  const auto kind = x.scalar_type();
+  require(x.dim() == 2 && out.dim() == 2, "x and out must have two dimensions");
+  const int64_t rows = x.size(0), k = x.size(1), n = out.size(1);
+  LinearActivation task{data("x", x, x.sizes(), kind),
+                        {packed_data("packed", packed, use, dtype, false, k, n), optional_data("bias", bias, {n}, kind),
+                         k, n},
+                        kind_of_activation,
+                        data("out", out, {rows, n}, kind)};
+  run_rows(TorchThreads(), rows, use.wide_block, use.linear_activation_scratch(dtype, task),
+           [&](int64_t row, int64_t count, void* scratch) { use.linear_activation(dtype, task, row, count, scratch); });
+}
+
 void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
          const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
          const std::optional<Tensor>& second_bias, StringHandle activation, bool int8, StringHandle isa) {
@@ -247,7 +264,8 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
 
 }  // namespace
 
-// What has an underscore works in place: attention leaves its result in q, the others in the residual stream.
+// What has an underscore writes into what it is given: attention leaves its result in q, linear_activation in `out`, the
+// others in the residual stream.
 // int8: the packed weights came from pack_int8.
 STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
   m.def("instruction_sets() -> str");
@@ -260,6 +278,8 @@ STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
       "Tensor? cos, Tensor? sin, Tensor(a!) q, Tensor(b!) k, Tensor(c!) v, bool int8, str isa) -> ()");
   m.def("attention_(Tensor(a!) q, Tensor k, Tensor v, Tensor cu_seqlens, float scale, str isa) -> ()");
   m.def("linear_residual_(Tensor x, Tensor packed, Tensor bias, Tensor(a!) residual, bool int8, str isa) -> ()");
+  m.def(
+      "linear_activation_(Tensor x, Tensor packed, Tensor? bias, str activation, Tensor(a!) out, str isa) -> ()");
   m.def(
       "ffn_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor first, Tensor? first_bias, "
       "int hidden, Tensor? second, Tensor? second_bias, str activation, bool int8, str isa) -> ()");
@@ -277,6 +297,7 @@ STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CPU, m) {
   m.impl("norm_qkv_rope_", TORCH_BOX(norm_qkv_rope));
   m.impl("attention_", TORCH_BOX(attention));
   m.impl("linear_residual_", TORCH_BOX(linear_residual));
+  m.impl("linear_activation_", TORCH_BOX(linear_activation));
   m.impl("ffn_", TORCH_BOX(ffn));
 }
 

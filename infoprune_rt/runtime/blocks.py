@@ -90,6 +90,12 @@ def dense_specs(shape: TowerShape) -> list[BlockSpec]:
     return [BlockSpec(shape.num_heads)] * shape.num_blocks
 
 
+def apply_linear(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
+    """activation(layer(x)) on PyTorch's operators; "none" is the layer alone."""
+    out: Tensor = layer(x)
+    return out if activation == "none" else ACTIVATIONS[activation](out)
+
+
 class _BiasOnly(nn.Module):
     """What is left of an output projection without heads."""
 

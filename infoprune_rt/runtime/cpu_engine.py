@@ -1,4 +1,4 @@
-"""The blocks of a compact tower on the CPU kernels: weights packed once, activations in one workspace.
+"""A compact tower on the CPU kernels: weights packed once, activations in one workspace.
 
 A block works in place on the residual stream; attention leaves its result where its queries were. Beyond the stream
 itself a pass holds q, k and v of the widest block, and the packed keys and values of one block. Both are kept for the
@@ -73,6 +73,29 @@ class CpuEngine:
             block.run(stream, workspace, cu_seqlens, cos, sin)
         self._spare.append(workspace)
         return stream
+
+
+class PackedLinear:
+    """A layer before or after the blocks, with its packed weight: as much memory again as the weight."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        load_library()
+        self.isa = isa()
+        self._made_from = [parameter.detach() for parameter in layer.parameters()]  # held, as the engine's are
+        self._state = weights_state(layer)
+        with torch.no_grad():
+            self._weight = torch.ops.infoprune_cpu.pack(layer.weight.detach().contiguous(), 1, self.isa)
+
+    def is_current(self, layer: nn.Linear) -> bool:
+        """Whether the layer still holds the weights that were packed."""
+        return self._state == weights_state(layer)
+
+    def run(self, layer: nn.Linear, x: Tensor, activation: str) -> Tensor:
+        """activation(layer(x)), T x out; x: T x in."""
+        out = x.new_empty(len(x), layer.out_features)
+        ops = torch.ops.infoprune_cpu
+        ops.linear_activation_(x.contiguous(), self._weight, layer.bias, activation, out, self.isa)
+        return out
 
 
 def dtype_of(blocks: nn.Module) -> torch.dtype | None:

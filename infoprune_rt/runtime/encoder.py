@@ -20,8 +20,8 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.plan import Plan
 from infoprune_rt.runtime.backends import checked_backend, demanded_backend, expected_default, settle_default
-from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
-from infoprune_rt.runtime.cpu_engine import CpuEngine, dtype_of
+from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, apply_linear, block_specs
+from infoprune_rt.runtime.cpu_engine import CpuEngine, PackedLinear, dtype_of
 from infoprune_rt.towers.base import Stream, TowerShape
 
 __all__ = ["BlockSpec", "BlockStack", "CompactBlock", "CompactEncoder"]
@@ -57,8 +57,9 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         super().__init__(config)
         self.blocks = BlockStack(block_specs(config.blocks, shape), shape)
         self._demanded = demanded_backend()  # None: the fastest that can be had
-        self._classes = frozenset(map(type, self.blocks.modules()))
+        self._classes = frozenset(map(type, self.blocks.modules())) | {nn.Linear}
         self._engine: CpuEngine | None = None
+        self._packed: dict[nn.Linear, PackedLinear] = {}
 
     @property
     def backend(self) -> str:
@@ -74,17 +75,17 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     @backend.setter
     def backend(self, name: str) -> None:
         self._demanded = checked_backend(name)
-        self._engine = None
+        self._engine, self._packed = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: packed weights belong to this tower and this machine alone."""
-        return self.__dict__ | {"_engine": None}
+        return self.__dict__ | {"_engine": None, "_packed": {}}
 
     def _apply(self, *args: Any, **kwargs: Any) -> CompactEncoder:
         """``to`` and its like: packed copies of weights that were left are let go now, not at the next pass."""
         super()._apply(*args, **kwargs)
         if self._engine is not None and not self._engine.is_current(self.blocks):
-            self._engine = None
+            self._engine, self._packed = None, {}
         return self
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -130,25 +131,40 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
             x = step(x, cu_seqlens, stream.cos, stream.sin)
         return (*states, x)
 
-    def _engine_for(self, x: Tensor) -> CpuEngine | None:
-        """The kernels with this tower's present weights; none where plain PyTorch must serve.
+    def linear(self, layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
+        """activation(layer(x)) of a layer before or after the blocks, by what runs these; x: T x in -> T x out."""
+        if not self._may_use_kernels(layer, x):
+            return apply_linear(layer, x, activation)
+        packed = self._packed.get(layer)
+        if packed is None or not packed.is_current(layer):
+            if not self._kernels_serve(layer, x):
+                return apply_linear(layer, x, activation)
+            packed = self._packed[layer] = PackedLinear(layer)
+        return packed.run(layer, x, activation)
 
-        That is: in training (the kernels have no backward), in a compiler's trace, off the CPU, in other dtypes, and
-        where the blocks are no longer ours alone to run.
-        """
-        if self._demanded == "plain" or torch.compiler.is_compiling() or type(x) is not Tensor:
-            return None
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.blocks.parameters())):
-            return None
-        if not all(map(self._is_as_built, self.blocks.modules())):
+    def _engine_for(self, x: Tensor) -> CpuEngine | None:
+        """The kernels with this tower's present weights; none where plain PyTorch must serve."""
+        if not self._may_use_kernels(self.blocks, x):
             return None
         engine = self._engine  # read once: another thread may replace it meanwhile
         if engine is not None and engine.dtype == x.dtype and engine.is_current(self.blocks):
             return engine
-        if dtype_of(self.blocks) != x.dtype or (self._demanded is None and settle_default() == "plain"):
+        if not self._kernels_serve(self.blocks, x):
             return None
         engine = self._engine = CpuEngine(self.blocks)
         return engine
+
+    def _may_use_kernels(self, part: nn.Module, x: Tensor) -> bool:
+        """Not in training (the kernels have no backward), nor in a compiler's trace, nor where others run the part."""
+        if self._demanded == "plain" or torch.compiler.is_compiling() or type(x) is not Tensor:
+            return False
+        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
+            return False
+        return all(map(self._is_as_built, part.modules()))
+
+    def _kernels_serve(self, part: nn.Module, x: Tensor) -> bool:
+        """Not off the CPU, nor in other dtypes, nor where the kernels cannot be had (and nobody demanded them)."""
+        return dtype_of(part) == x.dtype and (self._demanded is not None or settle_default() == "csrc")
 
     def release_workspace(self) -> None:
         """Free the working memory that the CPU kernels keep between passes; packed weights stay."""

@@ -84,7 +84,7 @@ class CompactCLIPTower(CompactEncoder):
                 f"this tower takes batches of {size} images (channels, height, width), not {tuple(pixel_values.shape)}"
             )
         patches, grid = cut_patches(pixel_values.to(self.dtype), config.patch_size)
-        x = F.linear(patches, self.patch_embed.weight)
+        x = self.linear(self.patch_embed, patches.flatten(0, 1)).view(*patches.shape[:2], -1)
         x = torch.cat((self.class_embedding.expand(len(x), 1, -1), x), dim=1)
         normed: Tensor = self.pre_norm(x + self._positions(grid))
         return normed

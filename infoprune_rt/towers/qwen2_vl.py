@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.runtime.blocks import apply_linear
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.runtime.packing import pack_grids
 from infoprune_rt.towers.base import SourceBlock, Stream, TowerAdapter, TowerShape, feature, layer_state
@@ -43,10 +44,10 @@ class PatchMerger(nn.Module):
         self.fc1 = nn.Linear(self.joined, self.joined)
         self.fc2 = nn.Linear(self.joined, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """T x d -> T / merge_size^2 x the language model's width."""
-        merged: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x).view(-1, self.joined))))
-        return merged
+    def forward(self, x: Tensor, linear: Callable[..., Tensor] = apply_linear) -> Tensor:
+        """T x d -> T / merge_size^2 x the language model's width. linear: what applies a layer and its activation."""
+        joined = self.norm(x).view(-1, self.joined)
+        return linear(self.fc2, linear(self.fc1, joined, "gelu"))
 
 
 class CompactQwen2VLTower(CompactEncoder):
@@ -82,9 +83,9 @@ class CompactQwen2VLTower(CompactEncoder):
         model's width), both in the tower's dtype. Other keyword arguments are accepted and not used.
         """
         refuse_attentions(kwargs)
-        x = embed_patches(hidden_states, self.patch_embed.weight)
+        x = self.linear(self.patch_embed, patch_rows(hidden_states, self.patch_embed.weight))
         last, states = run_blocks(self, x, pack(self.config, grid_thw, x), output_hidden_states)
-        return tower_output(self.config, last, self.merger(last), states, return_dict)
+        return tower_output(self.config, last, self.merger(last, self.linear), states, return_dict)
 
 
 def tower_shape(config: PretrainedConfig) -> TowerShape:
@@ -106,12 +107,17 @@ def embed_patches(pixels: Tensor, weight: Tensor) -> Tensor:
     weight: d x (C * frames * patch^2). One matrix product, because the convolution's kernel covers a patch exactly
     and Conv3d is far slower.
     """
+    return F.linear(patch_rows(pixels, weight), weight)
+
+
+def patch_rows(pixels: Tensor, weight: Tensor) -> Tensor:
+    """T patches of pixels as T rows in the dtype of the weight (d x (C * frames * patch^2)) that will embed them."""
     if pixels.numel() == 0 or pixels.numel() % weight.shape[1]:
         raise InfopruneError(
             f"pixels of shape {tuple(pixels.shape)} are not whole patches of {weight.shape[1]} numbers each; "
             "take them from the checkpoint's own image processor"
         )
-    return F.linear(pixels.to(weight.dtype).reshape(-1, weight.shape[1]), weight)
+    return pixels.to(weight.dtype).reshape(-1, weight.shape[1])
 
 
 def pack(config: PretrainedConfig, grid_thw: Tensor, x: Tensor) -> Stream:

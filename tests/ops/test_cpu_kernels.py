@@ -32,6 +32,7 @@ from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops.cpu_library import isa, load_library
+from infoprune_rt.ops.plain import ACTIVATIONS
 
 load_library()
 CPU = torch.ops.infoprune_cpu
@@ -104,18 +105,36 @@ def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
     return (out,)
 
 
+def errors(found: Any, exact: Any) -> list[Tensor]:
+    """Largest difference of each output."""
+    pairs = zip(outputs(found), outputs(exact), strict=True)
+    return [(mine - truth).abs().max() if truth.numel() else torch.zeros(()) for mine, truth in pairs]
+
+
+def torch_errors(name: str, args: tuple[Any, ...]) -> list[Tensor]:
+    """How far PyTorch's own operators are from the float64 definition: of few values on many inputs of the same kind.
+
+    A handful of results may all be close by luck, and twice their error would ask for the same luck.
+    """
+    few = args[0].numel() <= 10_000
+    others = [(args[0] * torch.randn_like(args[0]).sign(), *args[1:]) for _ in range(16 if few else 0)]
+    found = [
+        errors(getattr(OPS, name)(*each), DEFINITIONS[name](*cast(each, torch.float64))) for each in (args, *others)
+    ]
+    return [max(each) for each in zip(*found, strict=True)]
+
+
 def assert_close_to_definition(name: str, args: tuple[Any, ...], isa: str) -> None:
     """No further from the float64 definition than twice what PyTorch's own operators are in this dtype."""
     dtype = args[0].dtype
-    exact = outputs(DEFINITIONS[name](*cast(args, torch.float64)))
-    torch_made = outputs(getattr(OPS, name)(*args))
-    for mine, theirs, truth in zip(run(name, args, isa), torch_made, exact, strict=True):
-        assert mine.dtype == dtype
-        assert mine.shape == truth.shape
-        if truth.numel():
-            # One rounding of the largest value; of few values PyTorch's may all be close by luck, so that it is two.
-            rounding = (1 if truth.numel() > 256 else 2) * torch.finfo(dtype).eps * truth.abs().max()
-            assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
+    exact, made = outputs(DEFINITIONS[name](*cast(args, torch.float64))), run(name, args, isa)
+    assert [mine.shape for mine in made] == [truth.shape for truth in exact]
+    assert all(mine.dtype == dtype for mine in made)
+    for mine, theirs, truth in zip(errors(made, exact), torch_errors(name, args), exact, strict=True):
+        # One rounding of the largest value, two where there are so few that the largest is small by luck.
+        roundings = 1 if truth.numel() > 256 else 2
+        largest = truth.abs().max() if truth.numel() else 0
+        assert mine <= 2 * theirs + roundings * torch.finfo(dtype).eps * largest
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -190,6 +209,30 @@ def test_int8_rows_at_the_limits(isa: str) -> None:
 )
 def test_attention_of_any_pack(lengths: list[int], heads: int, head_dim: int, dtype: torch.dtype, isa: str) -> None:
     assert_close_to_definition("attention", cast(attention_case(lengths, heads, head_dim), dtype), isa)
+
+
+@settings(max_examples=25)
+@given(
+    tokens=st.integers(1, 300),
+    n=st.integers(1, 90),
+    d=st.integers(1, 90),
+    activation=st.sampled_from(["none", *ACTIVATIONS]),
+    bias=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    isa=st.sampled_from(SETS),
+)
+def test_linear_activation_of_any_size(
+    tokens: int, n: int, d: int, activation: str, bias: bool, dtype: torch.dtype, isa: str
+) -> None:
+    x, weight, shift, _ = cast(linear_case(tokens, n, d), dtype)
+    apply = ACTIVATIONS.get(activation, lambda value: value)
+    added = shift if bias else None
+    truth = apply(torch.nn.functional.linear(x.double(), weight.double(), added.double() if bias else None))
+    theirs = apply(torch.nn.functional.linear(x, weight, added))
+    mine = poisoned(x, tokens, d)
+    CPU.linear_activation_(x, CPU.pack(weight, 1, isa), added, activation, mine, isa)
+    rounding = 2 * torch.finfo(dtype).eps * truth.abs().max()
+    assert (mine - truth).abs().max() <= 2 * (theirs - truth).abs().max() + rounding
 
 
 @settings(max_examples=25)

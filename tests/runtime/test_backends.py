@@ -150,5 +150,6 @@ def test_what_was_put_into_the_blocks_is_run(change: Any) -> None:
     expected: Tensor = tower(x, GRIDS).pooler_output
     tower.backend = "csrc"
     change(tower)
-    assert torch.equal(tower(x, GRIDS).pooler_output, expected)
+    found: Tensor = tower(x, GRIDS).pooler_output  # the layers around the blocks are on the kernels all the same
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert tower._engine is None

@@ -174,6 +174,29 @@ def test_the_stream_that_came_in_is_left_alone() -> None:
 
 
 @torch.no_grad()
+def test_layers_around_the_blocks_run_on_the_kernels_until_something_else_wants_them() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    first = tower(x, GRIDS).pooler_output
+    merger = tower.merger
+    assert set(tower._packed) == {tower.patch_embed, merger.fc1, merger.fc2}
+    merger.fc1.weight.mul_(2)
+    tower.patch_embed.weight = torch.nn.Parameter(tower.patch_embed.weight * 0.5)
+    changed = tower(x, GRIDS).pooler_output
+    tower.backend = "plain"
+    expected = tower(x, GRIDS).pooler_output
+    assert not torch.allclose(first, changed)
+    assert torch.allclose(changed, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    tower.backend = "csrc"
+    seen = []
+    merger.fc2.register_forward_hook(lambda module, args, out: seen.append(out))
+    hooked = tower(x, GRIDS).pooler_output
+    assert torch.equal(seen[0], hooked)
+    assert set(tower._packed) == {tower.patch_embed, merger.fc1}
+
+
+@torch.no_grad()
 def test_working_memory_is_kept_bounded_and_released() -> None:
     tower = compact_tower()
     tower.backend = "csrc"
