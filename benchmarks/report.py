@@ -110,6 +110,35 @@ def cpu_goals(path: Path) -> str:
     return _table(["", "goal", "aim", "reached", "met"], body) + _source(result, path)
 
 
+def int8(path: Path) -> str:
+    """What int8 weights cost the tiny VLM."""
+    result = json.loads(path.read_text())
+    body = [
+        [row["group"], row["name"], f"{row['bytes'] / 1e6:.1f} MB", *(f"{row['accuracy'][f]:.1f}" for f in FAMILIES)]
+        for row in result["rows"]
+    ]
+    return _table(["tower", "weights", "blocks", "VQA", "text", "relations", "all"], body) + _source(result, path)
+
+
+def int8_speed(path: Path) -> str:
+    """Error, bytes and time of int8 weights at the 7B tower's sizes, on the C++ kernels."""
+    result = json.loads(path.read_text())
+    body = [
+        [
+            f"{row['patches']} patches, {row['blocks']} blocks, {row['name'].removesuffix(', csrc')}",
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['rms_error']:.2%}",
+            f"{row['max_error']:.2%}",
+            f"{row['blocks_p50_ms']:.0f} ms",
+            f"{row['tower_p50_ms']:.0f} ms",
+        ]
+        for row in result["fullsize_rows"]
+        if row["backend"] == "csrc"
+    ]
+    head = ["csrc", "blocks' weights", "RMS error", "largest error", "blocks", "whole tower"]
+    return _table(head, body) + _source(result, path)
+
+
 def _headline(group: str, name: str) -> bool:
     """The rows that the README shows."""
     if group == "FFN only":
@@ -127,6 +156,8 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "fullsize": ("fullsize_tower", fullsize),
     "cpu": ("cpu_tower", cpu_tower),
     "cpu goals": ("cpu_tower", cpu_goals),
+    "int8": ("int8", int8),
+    "int8 speed": ("int8", int8_speed),
 }
 
 

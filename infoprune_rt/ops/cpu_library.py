@@ -175,7 +175,7 @@ def _compile(library: Path) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     print(
-        "infoprune: compiling the CPU kernels, once for this machine (about a minute) ...", file=sys.stderr, flush=True
+        "infoprune: compiling the CPU kernels, once for this machine (half a minute or so) ...", file=sys.stderr, flush=True
     )
     aside = library.parent / "build"
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed

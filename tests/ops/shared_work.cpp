@@ -41,7 +41,7 @@ struct Values {
 constexpr int64_t kWidth = 48, kHeads = 3, kHeadDim = 24, kHidden = 70, kInner = kHeads * kHeadDim;
 constexpr int64_t kBounds[] = {0, 61, 62, 62, 200}, kRows = 200;
 
-// One block of a tower: all of the kernels, one after the other. Returns the residual stream.
+// One block of a tower and a layer behind it: all of the kernels, one after the other. Returns what they leave.
 std::vector<char> block(const PlainThreads& threads, const Kernels& use, Dtype dtype, bool int8) {
   const auto packed = [&](int64_t k, int64_t n, int64_t parts, unsigned seed) {
     const int64_t bytes = int8 ? use.quantised_bytes(k, n) : use.packed_bytes(dtype, k, n);
@@ -75,7 +75,14 @@ std::vector<char> block(const PlainThreads& threads, const Kernels& use, Dtype d
                 Activation::quick_gelu, x.data(), int8};
   run_rows(threads, kRows, use.row_block, use.ffn_scratch(dtype, ffn),
            [&](int64_t row, int64_t rows, void* scratch) { use.ffn(dtype, ffn, row, rows, scratch); });
-  return x.bytes;
+  std::vector<char> after = x.bytes;
+  if (int8) return after;  // the layers around the blocks are not quantised
+  Values wide(dtype, kRows * kHidden, 33);
+  const LinearActivation layer{x.data(), {first.data(), bias.data(), kWidth, kHidden}, Activation::gelu, wide.data()};
+  run_rows(threads, kRows, use.wide_block, use.linear_activation_scratch(dtype, layer),
+           [&](int64_t row, int64_t rows, void* scratch) { use.linear_activation(dtype, layer, row, rows, scratch); });
+  after.insert(after.end(), wide.bytes.begin(), wide.bytes.end());
+  return after;
 }
 
 int main() {
