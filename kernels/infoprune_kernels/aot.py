@@ -21,6 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from infoprune_kernels.attention import specimens as attention
+from infoprune_kernels.attention_hopper import specimens as attention_hopper
 from infoprune_kernels.configs import ConfigTable, tables
 from infoprune_kernels.documents import fill, markdown_table
 from infoprune_kernels.ffn_dense import specimens as ffn_dense
@@ -29,7 +30,7 @@ from infoprune_kernels.linear_residual import specimens as linear_residual
 from infoprune_kernels.norm_qkv_rope import specimens as norm_qkv_rope
 from infoprune_kernels.specimens import Specimen
 
-OPERATORS = (norm_qkv_rope, attention, linear_residual, ffn_lowrank, ffn_dense)
+OPERATORS = (norm_qkv_rope, attention, attention_hopper, linear_residual, ffn_lowrank, ffn_dense)
 TENSOR_CORES = {80: "mma.sync", 89: "mma.sync", 90: "wgmma.mma_async"}
 SHARED_LIMIT = {table.arch: table.shared_bytes for table in tables()}
 
@@ -143,10 +144,11 @@ def main(results: Path, document: Path) -> int:
     """Write the figures to a JSON file and as a table into a document; 1 if a kernel has a fault, which is printed."""
     rows = list(compile_all())
     command = f"python -m infoprune_kernels.aot {results} {document}"
-    found = {"command": command, "versions": versions(), "rows": [asdict(row) for row in rows]}
+    figures = [asdict(row) for row in rows]
+    found = {"command": command, "versions": versions(), "rows": figures}
     results.parent.mkdir(parents=True, exist_ok=True)
     results.write_text(json.dumps(found, indent=1) + "\n")
-    fill(document, "aot", markdown_table(found["rows"]))
+    fill(document, "aot", markdown_table(figures))
     faults = [fault for row in rows for fault in row.faults()]
     print("\n".join(faults) or f"{len(rows)} kernels compiled, no faults")
     return bool(faults)

@@ -7,7 +7,6 @@ two but cut into a main part and a tail (80 = 64 + 16), each with a product and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -16,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from infoprune_kernels.attention_hopper import launch_attention_hopper, serves
+from infoprune_kernels.attention_parts import HEAD_DIMS, launch, soften, specimen, store
 from infoprune_kernels.configs import ConfigTable, Tile, table_for
 from infoprune_kernels.specimens import Specimen
-
-HEAD_DIMS = (32, 64, 72, 80, 88, 96, 128)
 
 
 @triton.jit
@@ -50,18 +49,14 @@ def _attend(
             scores = tl.dot(q_tail, k_tail.T, scores, input_precision="ieee")
         if MASKED:
             scores = tl.where(keys[None, :] < end, scores, float("-inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1) * scale_log2)  # [BM]
-        weights = tl.exp2(scores * scale_log2 - new_largest[:, None])  # [BM, BN]
-        shrink = tl.exp2(largest - new_largest)  # [BM]
-        total = total * shrink + tl.sum(weights, 1)
-        weights = weights.to(q.dtype)
+        weights, shrink, largest, total = soften(scores, largest, total, scale_log2)
+        weights = weights.to(q.dtype)  # [BM, BN]
         # A row of the next sequence may hold infinities or NaN, which a weight of zero would not take away.
         v_main = _load(v, keys, end, cols, ROW, D, MASKED)  # [BN, MAIN]
         acc = tl.dot(weights, v_main, acc * shrink[:, None], input_precision="ieee")  # [BM, MAIN]
         if TAIL:
             v_tail = _load(v, keys, end, cols_tail, ROW, D, MASKED)  # [BN, TAIL]
             acc_tail = tl.dot(weights, v_tail, acc_tail * shrink[:, None], input_precision="ieee")  # [BM, TAIL]
-        largest = new_largest
     return acc, acc_tail, largest, total
 
 
@@ -99,25 +94,9 @@ def _attention_kernel(
         acc, acc_tail, largest, total, q_main, q_tail, k + base, v + base, whole, end, end, scale_log2,
         ROW, D, MAIN, TAIL, BN, True,
     )  # fmt: skip
-    target = out + base + rows[:, None] * ROW
-    inside = rows[:, None] < end
-    tl.store(target + cols[None, :], (acc / total[:, None]).to(out.dtype.element_ty), inside & (cols[None, :] < D))
+    store(out + base, rows, end, cols, acc / total[:, None], ROW, D)
     if TAIL:
-        done = (acc_tail / total[:, None]).to(out.dtype.element_ty)
-        tl.store(target + cols_tail[None, :], done, inside & (cols_tail[None, :] < D))
-
-
-def split_head(head_dim: int) -> tuple[int, int]:
-    """Powers of two whose sum is the least that holds a head and that tensor cores take (16 at least); tail may be 0.
-
-    >>> [split_head(dim) for dim in (80, 72, 96, 64, 56)]
-    [(64, 16), (64, 16), (64, 32), (64, 0), (64, 0)]
-    """
-    whole = max(16, triton.next_power_of_2(head_dim))
-    if head_dim <= 16 or head_dim == whole:
-        return whole, 0
-    tail = max(16, triton.next_power_of_2(head_dim - whole // 2))
-    return (whole, 0) if tail == whole // 2 else (whole // 2, tail)
+        store(out + base, rows, end, cols_tail, acc_tail / total[:, None], ROW, D)
 
 
 def attention_work(cu_seqlens: Tensor | Sequence[int], block_m: int) -> Tensor:
@@ -143,14 +122,7 @@ def attention_work(cu_seqlens: Tensor | Sequence[int], block_m: int) -> Tensor:
 
 def launch_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, work: Tensor, scale: float, tile: Tile) -> None:
     """Fill ``out`` (T x h * D) from contiguous q, k, v (T x h x D) by a work list on their device."""
-    _, heads, dim = q.shape
-    if not len(work) or not heads:
-        return
-    main, tail = split_head(dim)
-    _attention_kernel[(len(work), heads)](
-        q, k, v, out, work, scale * math.log2(math.e), heads, dim, main, tail, tile.block_m, tile.block_n,
-        num_warps=tile.num_warps, num_stages=tile.num_stages,
-    )  # fmt: skip
+    launch(_attention_kernel, q, k, v, out, work, scale, tile)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -176,28 +148,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
             f"attention: a sequence of {longest} tokens with {heads} heads of {dim} holds 2^31 numbers or more; "
             "split it"
         )
-    tile = table_for(q.device).choose("attention", head_dim=dim)
+    table = table_for(q.device)
+    hopper = table.find("attention_hopper", head_dim=dim) if serves(dim, q.dtype) else None
+    tile = hopper or table.choose("attention", head_dim=dim)
+    fill = launch_attention_hopper if hopper else launch_attention
     out = q.new_empty(tokens, heads * dim)
     work = attention_work(cu_seqlens, tile.block_m).to(q.device)
-    launch_attention(q.contiguous(), k.contiguous(), v.contiguous(), out, work, scale, tile)
+    fill(q.contiguous(), k.contiguous(), v.contiguous(), out, work, scale, tile)
     return out
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """Every head size at an odd number of heads, in bfloat16."""
-    return [_specimen(table.choose("attention", head_dim=dim), dim) for dim in HEAD_DIMS]
-
-
-def _specimen(tile: Tile, dim: int) -> Specimen:
-    main, tail = split_head(dim)
-    pointers = dict.fromkeys(("q", "k", "v", "out"), "*bf16") | {"work": "*i32"}
-    return Specimen(
-        "attention",
-        f"heads of {dim}, {tile}",
-        _attention_kernel,
-        pointers | {"scale_log2": "fp32"},
-        {"HEADS": 7, "D": dim, "MAIN": main, "TAIL": tail, "BM": tile.block_m, "BN": tile.block_n},
-        tuple(pointers),
-        tile.num_warps,
-        tile.num_stages,
-    )
+    """Every head size."""
+    tiles = {dim: table.choose("attention", head_dim=dim) for dim in HEAD_DIMS}
+    return [specimen("attention", _attention_kernel, tile, dim) for dim, tile in tiles.items()]

@@ -64,8 +64,8 @@ class ConfigTable:
     rules: dict[str, tuple[Rule, ...]]
 
     def find(self, kernel: str, **sizes: int) -> Tile | None:
-        """The tile for these sizes, or None where the table has the kernel not serve them."""
-        return next((rule.tile for rule in self.rules[kernel] if rule.serves(sizes)), None)
+        """The tile for these sizes, or None where the table does not have the kernel serve them."""
+        return next((rule.tile for rule in self.rules.get(kernel, ()) if rule.serves(sizes)), None)
 
     def choose(self, kernel: str, **sizes: int) -> Tile:
         """The tile for these sizes.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def markdown_table(rows: Iterable[Mapping[str, Any]]) -> str:
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same keys, which become the head; numbers stand on the right."""
-    rows = list(rows)
     head = [name.replace("_", " ") for name in rows[0]]
     rule = ["---:" if isinstance(value, int | float) else "---" for value in rows[0].values()]
     lines = [head, rule, *([str(value) for value in row.values()] for row in rows)]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +14,13 @@ from definitions import DTYPES, assert_close, assert_close_to_definition
 from hypothesis import given
 from hypothesis import strategies as st
 from infoprune_kernels import attention, attention_work
-from infoprune_kernels.attention import launch_attention, split_head
-from infoprune_kernels.configs import Tile
+from infoprune_kernels.attention import launch_attention
+from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
+from infoprune_kernels.attention_parts import HEAD_DIMS, split_head
+from infoprune_kernels.configs import Rule, Tile, tables
 from operator_cases import DEFINITIONS, attention_case, cast
 
 from infoprune_rt.ops import plain
-
-HEAD_DIMS = (32, 64, 72, 80, 88, 96, 128)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,6 +41,7 @@ def test_nothing_is_nothing(lengths: list[int], heads: int) -> None:
     assert made.shape == (sum(lengths), heads * 80)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes with numpy, which tells of NaN
 @pytest.mark.parametrize("dim", [64, 72])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_what_lies_behind_a_sequence_is_not_seen(poison: float, dim: int) -> None:
@@ -65,13 +70,46 @@ def test_other_layouts_are_read_rightly() -> None:
     assert torch.equal(attention(*turned, bounds, scale), attention(q, k, v, bounds, scale))
 
 
-@pytest.mark.parametrize(("block_m", "block_n"), [(16, 16), (64, 128)])
-def test_a_tile_changes_nothing_but_rounding(block_m: int, block_n: int) -> None:
-    args = cast(attention_case([70, 33], 2, 80), torch.float32)
+@pytest.mark.parametrize("tile", [Tile(16, 16, 4, 2), Tile(64, 128, 4, 2)])
+def test_a_tile_changes_nothing_but_rounding(tile: Tile) -> None:
+    assert_kernel_is_right(launch_attention, tile, cast(attention_case([70, 33], 2, 80), torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_the_hopper_kernel_equals_the_definition(dim: int, dtype: torch.dtype) -> None:
+    args = cast(attention_case([70, 1, 0, 129], 3, dim), dtype)
+    assert_kernel_is_right(launch_attention_hopper, CANDIDATES[0], args)
+
+
+@pytest.mark.parametrize("tile", CANDIDATES)
+def test_the_hopper_kernel_does_not_see_the_next_image(tile: Tile) -> None:
+    q, k, v, _, scale = cast(attention_case([150, 40], 2, 72), torch.float32)
+    for part in (q, k, v):
+        part[150:] = torch.nan
+    assert_kernel_is_right(launch_attention_hopper, tile, (q[:150], k[:150], v[:150], torch.tensor([0, 150]), scale))
+
+
+def test_the_hopper_kernel_serves_where_a_table_has_a_tile_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one runs is seen by its blocks; rows that do not begin at multiples of 16 bytes are left to the other."""
+    module = importlib.import_module("infoprune_kernels.attention")
+    blocks: list[int] = []
+    monkeypatch.setattr(
+        module, "attention_work", lambda bounds, size: blocks.append(size) or attention_work(bounds, size)
+    )
+    assert_close_to_definition("attention", cast(attention_case([20], 1, 80), torch.float16))
+    table = tables()[-1]
+    rules = {**table.rules, "attention_hopper": (Rule({"head_dim": 96}, Tile(16, 16, 4, 2)),)}
+    monkeypatch.setattr(module, "table_for", lambda device: replace(table, rules=rules))
+    for dim in (80, 20, 128):
+        assert_close_to_definition("attention", cast(attention_case([20], 1, dim), torch.float16))
+    assert blocks == [128, 16, 128, 128]
+
+
+def assert_kernel_is_right(launch: Callable[..., None], tile: Tile, args: tuple[Any, ...]) -> None:
     q, k, v, bounds, scale = args
-    out = q.new_empty(103, 160)
-    tile = Tile(block_m, block_n, 4, 2)
-    launch_attention(q, k, v, out, attention_work(bounds, block_m), scale, tile)
+    out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
+    launch(q, k, v, out, attention_work(bounds, tile.block_m), scale, tile)
     exact = DEFINITIONS["attention"](*cast(args, torch.float64))
     assert_close((out,), (plain.attention(*args),), (exact,))
 
