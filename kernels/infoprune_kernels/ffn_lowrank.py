@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from infoprune_kernels.attention import split_head
+from infoprune_kernels.attention_parts import split_head
 from infoprune_kernels.configs import ConfigTable, Tile, table_for
 from infoprune_kernels.layer_norm import layer_norm
 from infoprune_kernels.linear_residual import linear, linear_specimen
