@@ -53,6 +53,6 @@ def specimens(table: ConfigTable) -> list[Specimen]:
     for neurons, activations in ((5120, ("quick_gelu",)), (1280, ("gelu", "gelu_pytorch_tanh", "silu"))):
         first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=neurons)
         second = table.choose("linear_residual", tokens=4096, inputs=neurons, outputs=1280)
-        found += [linear_specimen("ffn_dense fc1", first, 1280, neurons, activation=name) for name in activations]
-        found.append(linear_specimen("ffn_dense fc2", second, neurons, 1280))
+        found += [linear_specimen("ffn_dense", "fc1", first, 1280, neurons, activation=name) for name in activations]
+        found.append(linear_specimen("ffn_dense", "fc2", second, neurons, 1280))
     return found

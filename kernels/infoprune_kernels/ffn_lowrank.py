@@ -167,15 +167,15 @@ def specimens(table: ConfigTable) -> list[Specimen]:
         tile = table.find("ffn_lowrank", tokens=4096, width=1280, rank=rank)
         found += _two_products(table, rank) if tile is None else [_specimen(tile, rank)]
     merged = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=1280)
-    return [*found, linear_specimen("ffn_lowrank merged", merged, 1280, 1280)]
+    return [*found, linear_specimen("ffn_lowrank", "merged", merged, 1280, 1280)]
 
 
 def _two_products(table: ConfigTable, rank: int) -> list[Specimen]:
     first = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=rank)
     second = table.choose("linear_residual", tokens=4096, inputs=rank, outputs=1280)
     return [
-        linear_specimen("ffn_lowrank down", first, 1280, rank, bias=False),
-        linear_specimen("ffn_lowrank up", second, rank, 1280),
+        linear_specimen("ffn_lowrank", "down", first, 1280, rank, bias=False),
+        linear_specimen("ffn_lowrank", "up", second, rank, 1280),
     ]
 
 

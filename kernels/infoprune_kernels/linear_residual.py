@@ -42,7 +42,7 @@ def _linear_kernel(
     acc = multiply(tl.zeros([BM, BN], tl.float32), x_rows, weight_rows, K, BK)  # [BM, BN]
     if BIAS:
         acc += tl.load(bias + col, mask=col < N, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION:
+    if ACTIVATION is not None:
         acc = _activate(acc, ACTIVATION)
     place = row.to(tl.int64)[:, None] * N + col[None, :]
     inside = (row[:, None] < tokens) & (col[None, :] < N)
@@ -107,19 +107,26 @@ def specimens(table: ConfigTable) -> list[Specimen]:
     found = []
     for inputs in (8 * 80, 5 * 80):
         tile = table.choose("linear_residual", tokens=4096, inputs=inputs, outputs=1280)
-        found.append(linear_specimen("linear_residual", tile, inputs, 1280))
+        found.append(linear_specimen("linear_residual", "", tile, inputs, 1280))
     return found
 
 
 def linear_specimen(
-    kernel: str, tile: Tile, inputs: int, outputs: int, *, bias: bool = True, activation: str | None = None
+    operator: str,
+    part: str,
+    tile: Tile,
+    inputs: int,
+    outputs: int,
+    *,
+    bias: bool = True,
+    activation: str | None = None,
 ) -> Specimen:
-    """The product in bfloat16, with a residual where it has no activation and a bias."""
+    """A part of an operator that is such a product, in bfloat16; with a residual if it has a bias and no activation."""
     pointers = dict.fromkeys(("x", "weight", "bias", "residual", "out"), "*bf16")
     flags = {"BIAS": bias, "RESIDUAL": bias and activation is None, "ACTIVATION": activation}
     return Specimen(
-        kernel,
-        f"{inputs} to {outputs}{f' {activation}' if activation else ''}, {tile}",
+        operator,
+        f"{part} {inputs} to {outputs} {activation or ''}".strip() + f", {tile}",
         _linear_kernel,
         pointers | {"tokens": "i32"},
         {"N": outputs, "K": inputs, **flags, "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k},
