@@ -118,7 +118,7 @@ def passes(name: str, tower: CompactEncoder, pixels: Tensor, grid: Tensor) -> di
     x = embed_patches(pixels, tower.patch_embed.weight)
     stream = pack(tower.config, grid, x)
     return {
-        f"{name}: blocks": lambda: tower.run_blocks(x, stream),
+        f"{name}: blocks": lambda: tower.run_blocks(x.clone(), stream),
         f"{name}: tower": lambda: tower(pixels, grid).pooler_output,
     }
 

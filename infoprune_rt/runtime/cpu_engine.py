@@ -45,12 +45,13 @@ class CpuEngine:
         return self._state == weights_state(blocks)
 
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
-        return self._run(self._blocks, x, cu_seqlens, cos, sin)
+        """x (T x d) through all blocks, in place where it is contiguous; arguments as ``BlockStack.forward``'s."""
+        return self._run(self._blocks, x.contiguous(), cu_seqlens, cos, sin)
 
     def run_block(self, index: int, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        """One block alone, for callers who want every hidden state."""
-        return self._run(self._blocks[index : index + 1], x, cu_seqlens, cos, sin)
+        """One block alone, for callers who want every hidden state: x is left as it was."""
+        stream = x.clone(memory_format=torch.contiguous_format)
+        return self._run(self._blocks[index : index + 1], stream, cu_seqlens, cos, sin)
 
     def release_workspace(self) -> None:
         """Free what is kept between passes; the next one takes it anew."""
@@ -58,17 +59,16 @@ class CpuEngine:
         torch.ops.infoprune_cpu.release_workspace()
 
     def _run(
-        self, blocks: list[_PackedBlock], x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None
+        self, blocks: list[_PackedBlock], stream: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
-        stream = x.clone(memory_format=torch.contiguous_format)
-        size = 3 * len(x) * max((block.inner for block in blocks), default=0)
+        size = 3 * len(stream) * max((block.inner for block in blocks), default=0)
         try:
             workspace = self._spare.pop()  # a pass in another thread takes another one
         except IndexError:
             workspace = torch.empty(0)
         if workspace.numel() < size:
             with torch.inference_mode(False):  # the next pass may be outside of it
-                workspace = x.new_empty(size)
+                workspace = stream.new_empty(size)
         for block in blocks:
             block.run(stream, workspace, cu_seqlens, cos, sin)
         self._spare.append(workspace)

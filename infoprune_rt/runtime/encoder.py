@@ -113,7 +113,7 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     def run_blocks(
         self, x: Tensor, stream: Stream, keep: Collection[int] | None = None
     ) -> Tensor | tuple[Tensor | None, ...]:
-        """Run all blocks on x (T x d).
+        """Run all blocks on x (T x d), which may be overwritten.
 
         Without ``keep``: the last block's output. With it: the L + 1 hidden states (the input of
         block 0 first, the last block's output always), None where the index is not in ``keep``.

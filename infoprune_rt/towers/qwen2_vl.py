@@ -46,8 +46,8 @@ class PatchMerger(nn.Module):
 
     def forward(self, x: Tensor, linear: Callable[..., Tensor] = apply_linear) -> Tensor:
         """T x d -> T / merge_size^2 x the language model's width. linear: what applies a layer and its activation."""
-        joined = self.norm(x).view(-1, self.joined)
-        return linear(self.fc2, linear(self.fc1, joined, "gelu"))
+        # In one expression: what has been used is let go before the next is made.
+        return linear(self.fc2, linear(self.fc1, self.norm(x).view(-1, self.joined), "gelu"))
 
 
 class CompactQwen2VLTower(CompactEncoder):
