@@ -1,4 +1,4 @@
-"""Puts the five operators into ``torch.ops.infoprune``: plain kernel, fake and backward of each.
+"""Puts the five operators into ``torch.ops.infoprune``: plain kernel, CUDA kernel, fake and backward of each.
 
 The backward of an operator differentiates its plain definition again from the saved inputs; it is
 an operator of its own (``<name>_backward``), because the sequence bounds have values that a
@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.ops import checks, fakes, plain
+from infoprune_rt.ops import checks, fakes, plain, triton_backend
 from infoprune_rt.ops.schema import NAMESPACE, SCHEMAS
 
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
-def _checked(name: str) -> Callable[..., Any]:
-    check, definition = checks.CHECKS[name], getattr(plain, name)
+def _checked(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    check = checks.CHECKS[name]
 
     def kernel(*args: Any) -> Any:
         check(*args)
         device = args[0].device.type
         if torch.is_autocast_enabled(device):  # the operators compute in their inputs' dtype, as the fakes promise
             with torch.autocast(device, enabled=False):
-                return definition(*args)
-        return definition(*args)
+                return run(*args)
+        return run(*args)
 
     return kernel
 
@@ -96,7 +96,9 @@ def _backward(name: str) -> Callable[..., tuple[Tensor | None, ...]]:
 
 def _register(name: str, schema: str) -> None:
     _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, _checked(name), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _checked(name, getattr(plain, name)), "CompositeExplicitAutograd")
+    if triton_backend.missing() is None:
+        _LIBRARY.impl(name, _checked(name, triton_backend.on_cuda(name)), "CUDA")
     torch.library.register_fake(f"{NAMESPACE}::{name}", getattr(fakes, name), lib=_LIBRARY)
     _LIBRARY.define(f"{name}_backward" + _backward_schema(schema))
     _LIBRARY.impl(f"{name}_backward", _recompute_gradients(name), "CompositeExplicitAutograd")

@@ -6,14 +6,18 @@ import os
 import warnings
 from threading import Lock
 
+import torch
+
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops import triton_backend
 from infoprune_rt.ops.cpu_library import load_library, origin
+from infoprune_rt.ops.triton_backend import VARIABLE
 
 BACKENDS: dict[str, str] = {
     "plain": "PyTorch operators, any device",
     "csrc": "C++ kernels for the CPU",
+    "triton": "Triton kernels for CUDA",
 }
-VARIABLE = "INFOPRUNE_BACKEND"
 
 _settling = Lock()
 _settled: str | None = None  # what serves on the CPU in this process where nothing was demanded
@@ -26,9 +30,11 @@ def demanded_backend() -> str | None:
 
 
 def checked_backend(name: str, where: str = "") -> str:
-    """The name, once it is known to be one."""
+    """The name, once it is known to be one, and to be installed."""
     if name not in BACKENDS:
         raise InfopruneError(f"{where}unknown backend {name!r}; known are {', '.join(BACKENDS)}")
+    if name == "triton" and (why := triton_backend.missing()):
+        raise InfopruneError(f"{where}backend 'triton' cannot be had: {why}; install it, or choose another backend")
     return name
 
 
@@ -72,4 +78,6 @@ def describe_backends() -> dict[str, str]:
         csrc = f"available ({BACKENDS['csrc']}, {origin()})"
     except InfopruneError as error:
         csrc = f"not available ({error})"
-    return {"plain": f"available ({BACKENDS['plain']})", "csrc": csrc}
+    absent = triton_backend.missing() or (None if torch.cuda.is_available() else "no CUDA device")
+    triton = f"not available ({absent})" if absent else f"available ({BACKENDS['triton']})"
+    return {"plain": f"available ({BACKENDS['plain']})", "csrc": csrc, "triton": triton}

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.hub import resolve_model_dir
+from infoprune_rt.ops import triton_backend
 from infoprune_rt.plan import Plan
 from infoprune_rt.runtime.backends import checked_backend, demanded_backend, expected_default, settle_default
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, apply_linear, block_specs
@@ -63,14 +64,17 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
 
     @property
     def backend(self) -> str:
-        """What runs the blocks: "csrc" (C++ kernels, where weights are on the CPU) or "plain" (PyTorch operators).
+        """What runs the blocks: "csrc" (C++ kernels, where weights are on the CPU), "triton" (kernels, where they are
+        on CUDA) or "plain" (PyTorch operators).
 
         What was demanded, by setting it or by INFOPRUNE_BACKEND; a pass then raises where it cannot be had. Else the
         fastest that can be had, which the first pass settles; until then, what is to be expected.
         """
         if self._demanded is not None:
             return self._demanded
-        return "plain" if dtype_of(self.blocks) is None else expected_default()
+        if dtype_of(self.blocks) is not None:
+            return expected_default()
+        return "triton" if triton_backend.serves(self.device.type, self.dtype) else "plain"
 
     @backend.setter
     def backend(self, name: str) -> None:
@@ -118,6 +122,14 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         Without ``keep``: the last block's output. With it: the L + 1 hidden states (the input of
         block 0 first, the last block's output always), None where the index is not in ``keep``.
         """
+        if torch.compiler.is_compiling():  # which could not trace it: there INFOPRUNE_BACKEND decides
+            return self._run_blocks(x, stream, keep)
+        with triton_backend.demanding(self._demanded):
+            return self._run_blocks(x, stream, keep)
+
+    def _run_blocks(
+        self, x: Tensor, stream: Stream, keep: Collection[int] | None
+    ) -> Tensor | tuple[Tensor | None, ...]:
         cu_seqlens = torch.tensor(stream.cu_seqlens, dtype=torch.int64)
         engine = self._engine_for(x)
         if keep is None:
@@ -156,7 +168,7 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
 
     def _may_use_kernels(self, part: nn.Module, x: Tensor) -> bool:
         """Not in training (the kernels have no backward), nor in a compiler's trace, nor where others run the part."""
-        if self._demanded == "plain" or torch.compiler.is_compiling() or type(x) is not Tensor:
+        if self._demanded not in (None, "csrc") or torch.compiler.is_compiling() or type(x) is not Tensor:
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
             return False
