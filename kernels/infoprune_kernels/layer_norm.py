@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from infoprune_kernels.specimens import Specimen
+
 _ROWS = 4  # per program, so that gamma and beta are read once for all of them
+_WARPS = 4
 
 
 @triton.jit
@@ -40,6 +43,21 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     if tokens:
         block = triton.next_power_of_2(width)
         _layer_norm_kernel[(triton.cdiv(tokens, _ROWS),)](
-            x, weight.contiguous(), bias.contiguous(), out, tokens, eps, width, block, _ROWS, num_warps=4
+            x, weight.contiguous(), bias.contiguous(), out, tokens, eps, width, block, _ROWS, num_warps=_WARPS
         )
     return out
+
+
+def specimen() -> Specimen:
+    """The 7B's width, in bfloat16. No matrices: tensor cores and asynchronous copies are not asked for."""
+    pointers = dict.fromkeys(("x", "gamma", "beta", "out"), "*bf16")
+    return Specimen(
+        "layer_norm",
+        "1280",
+        _layer_norm_kernel,
+        pointers | {"tokens": "i32", "eps": "fp32"},
+        {"WIDTH": 1280, "BLOCK": 2048, "ROWS": _ROWS},
+        tuple(pointers),
+        num_warps=_WARPS,
+        num_stages=1,
+    )

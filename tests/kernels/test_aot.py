@@ -11,6 +11,7 @@ import pytest
 from infoprune_kernels.aot import Compiled, compile_all, compile_specimen, versions
 from infoprune_kernels.attention import HEAD_DIMS, specimens
 from infoprune_kernels.configs import tables
+from infoprune_kernels.layer_norm import specimen as layer_norm_specimen
 from infoprune_kernels.specimens import Specimen
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,13 @@ def test_every_operator_is_compiled_for_every_chip(compiled: list[Compiled]) -> 
     operators = {"norm_qkv_rope", "attention", "linear_residual", "ffn_lowrank", "ffn_dense"}
     everywhere = {(kernel, arch) for kernel in operators for arch in ("sm_80", "sm_89", "sm_90")}
     assert {(row.kernel, row.arch) for row in compiled} == everywhere | {("attention_hopper", "sm_90")}
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90])
+def test_layer_norm_has_no_fault(arch: int) -> None:
+    """But that it multiplies nothing."""
+    faults = compile_specimen(layer_norm_specimen(), arch).faults()
+    assert not [fault for fault in faults if "tensor-core" not in fault and "asynchronously" not in fault]
 
 
 @pytest.mark.skipif(ROWS["versions"] != versions(), reason="the table is of another compiler")
