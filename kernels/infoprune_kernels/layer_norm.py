@@ -1,9 +1,9 @@
 """LayerNorm of whole rows, written once, for products with several column tiles.
 
-Each column tile of such a product would otherwise normalise its rows again: converting and scaling 128 x 64 numbers
-takes a quarter to a half of the time that tensor cores need to multiply them by 128 columns. Writing the rows costs
-one trip of T x d numbers through the L2 cache, and the product then finds both its factors where the asynchronous
-copies put them. Mean and variance come from the row itself, its mean taken off first, so that nothing cancels.
+Each column tile of such a product would otherwise normalise its rows again: by their instruction rates, converting and
+scaling 128 x 64 numbers takes more than half the time that tensor cores need to multiply them by 128 columns. Writing
+the rows costs one trip of T x d numbers through the L2 cache, and the product then finds both its factors where the
+asynchronous copies put them. Mean and variance come from the row itself, its mean taken off first: nothing cancels.
 """
 
 from __future__ import annotations
