@@ -37,7 +37,7 @@ report: $(STAMP)  ## write the README's tables from the result files of this mac
 	$(BIN)/python benchmarks/report.py --machine $$($(BIN)/python -c 'from infoprune_rt.benchmarking.environment import machine_name; print(machine_name())')
 
 wheel: $(STAMP)  ## a wheel with the compiled CPU kernels, in dist/: no compiler is needed where it is installed
-	library=$$($(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; print(compiled_library())') && \
+	library=$$(env -u INFOPRUNE_CXXFLAGS $(BIN)/python -c 'from infoprune_rt.ops.cpu_library import compiled_library; print(compiled_library())') && \
 	INFOPRUNE_WHEEL_LIBRARY=$$library $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir $(DIST) .
 
 aot: $(STAMP)  ## compile the GPU kernels for sm_80, sm_89 and sm_90 (no GPU is needed); writes the tables of docs/gpu-kernels.md

@@ -27,8 +27,9 @@ class BuildPy(build_py):
         """An editable install finds the sources in the checkout and compiles them by itself."""
         if self.editable_mode:
             return super().run()
+        for name in ("infoprune_rt", "infoprune_kernels"):  # nothing of an earlier build
+            shutil.rmtree(Path(self.build_lib) / name, ignore_errors=True)
         package = Path(self.build_lib) / "infoprune_rt"
-        shutil.rmtree(package, ignore_errors=True)  # no library of an earlier build
         super().run()
         sources, library = package / "csrc", package / "ops" / "lib" / "infoprune_cpu.so"
         sources.mkdir()

@@ -15,11 +15,11 @@ namespace infoprune {
 // Bytes of one thread's working memory: neighbours never share a line, nor all their cache sets.
 inline int64_t apart(int64_t bytes) { return padded(bytes, 4096) + 64; }
 
-// Every item once; each thread has `each` bytes of the memory to itself.
+// Every item once, on `count` threads at most; each has `each` bytes of the memory to itself.
 template <class Threads, class Work>
-void run_items(const Threads& threads, int64_t items, char* memory, int64_t each, const Work& work) {
+void run_items(const Threads& threads, int64_t count, int64_t items, char* memory, int64_t each, const Work& work) {
   std::atomic<int64_t> next{0};
-  threads.each(std::min<int64_t>(threads.count(), items), [&](int64_t thread) {
+  threads.each(std::min(count, items), [&](int64_t thread) {
     for (int64_t item = next++; item < items; item = next++) work(item, memory + thread * each);
   });
 }
@@ -32,7 +32,7 @@ void run_rows(const Threads& threads, int64_t total, int64_t most, int64_t bytes
   const int64_t wanted = std::min(rounds * count, total), rows = (total + wanted - 1) / wanted;
   const int64_t each = apart(bytes);
   const Workspace workspace(count * each);
-  run_items(threads, (total + rows - 1) / rows, workspace.data(), each, [&](int64_t item, void* scratch) {
+  run_items(threads, count, (total + rows - 1) / rows, workspace.data(), each, [&](int64_t item, void* scratch) {
     work(item * rows, std::min(rows, total - item * rows), scratch);
   });
 }
@@ -62,22 +62,22 @@ void run_attention(const Threads& threads, const Kernels& use, Dtype dtype, cons
   }
   std::vector<QueryBlock> blocks;
   for (const PackedHead& head : heads) {
-    const int64_t count = (head.length + use.query_block - 1) / use.query_block;
-    const int64_t rows = (head.length + count - 1) / count;
+    const int64_t wanted = (head.length + use.query_block - 1) / use.query_block;
+    const int64_t rows = (head.length + wanted - 1) / wanted;
     for (int64_t row = 0; row < head.length; row += rows)
       blocks.push_back({&head, row, std::min(rows, head.length - row)});
   }
   // The longest sequences first, so that no thread is left alone with one at the end.
   std::stable_sort(blocks.begin(), blocks.end(),
                    [](const QueryBlock& a, const QueryBlock& b) { return a.keys->length > b.keys->length; });
-  const int64_t each = apart(use.attention_scratch(dtype, task));
-  const Workspace workspace(bytes + threads.count() * each);
+  const int64_t each = apart(use.attention_scratch(dtype, task)), count = threads.count();
+  const Workspace workspace(bytes + count * each);
   char* const packed = workspace.data();
-  run_items(threads, static_cast<int64_t>(heads.size()), nullptr, 0, [&](int64_t item, void*) {
+  run_items(threads, count, static_cast<int64_t>(heads.size()), nullptr, 0, [&](int64_t item, void*) {
     const PackedHead& head = heads[static_cast<size_t>(item)];
     use.pack_keys(dtype, task, head.start, head.length, head.head, packed + head.offset);
   });
-  run_items(threads, static_cast<int64_t>(blocks.size()), packed + bytes, each, [&](int64_t item, void* scratch) {
+  run_items(threads, count, static_cast<int64_t>(blocks.size()), packed + bytes, each, [&](int64_t item, void* scratch) {
     const auto& [keys, row, rows] = blocks[static_cast<size_t>(item)];
     use.attention(dtype, task, keys->start, keys->length, keys->head, row, rows, packed + keys->offset, scratch);
   });

@@ -88,8 +88,8 @@ Dtype dtype_of(const Tensor& x) {
 // A dense tensor of these sizes in the activations' dtype; its data.
 void* data(const char* name, const Tensor& x, Sizes sizes, ScalarType dtype) {
   require(x.is_cpu() && x.scalar_type() == dtype && x.sizes().equals(sizes) && x.is_contiguous(), name,
-          " must be a contiguous ", dtype, " tensor of shape ", Shape{sizes}, " on the CPU, not ", x.scalar_type(),
-          " of shape ", Shape{x.sizes()});
+          " must be a contiguous ", dtype, " tensor of shape ", Shape{sizes}, " on the CPU, not ",
+          x.is_contiguous() ? "" : "a strided ", x.scalar_type(), " of shape ", Shape{x.sizes()});
   return x.mutable_data_ptr();
 }
 
@@ -223,8 +223,8 @@ Activation activation_of(const std::string& name) {
 
 void linear_activation(const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
                        StringHandle activation, Tensor out, StringHandle isa) {
+  const std::string after = text(activation);
   const Kernels& use = kernels(isa);
-  const Activation kind_of_activation = activation_of(text(activation));
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
   require(x.dim() == 2 && out.dim() == 2, "x and out must have two dimensions");
@@ -232,7 +232,7 @@ void linear_activation(const Tensor& x, const Tensor& packed, const std::optiona
   LinearActivation task{data("x", x, x.sizes(), kind),
                         {packed_data("packed", packed, use, dtype, false, k, n), optional_data("bias", bias, {n}, kind),
                          k, n},
-                        kind_of_activation,
+                        activation_of(after),
                         data("out", out, {rows, n}, kind)};
   run_rows(TorchThreads(), rows, use.wide_block, use.linear_activation_scratch(dtype, task),
            [&](int64_t row, int64_t count, void* scratch) { use.linear_activation(dtype, task, row, count, scratch); });
@@ -241,6 +241,7 @@ void linear_activation(const Tensor& x, const Tensor& packed, const std::optiona
 void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
          const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
          const std::optional<Tensor>& second_bias, StringHandle activation, bool int8, StringHandle isa) {
+  const std::string between = text(activation);
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
@@ -255,7 +256,7 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
             optional_data("first_bias", first_bias, {hidden}, kind), d, hidden},
            {second.has_value() ? packed_data("second", *second, use, dtype, int8, hidden, d) : nullptr,
             optional_data("second_bias", second_bias, {d}, kind), hidden, d},
-           activation_of(text(activation)),
+           activation_of(between),
            data("x", x, x.sizes(), kind),
            int8};
   run_rows(TorchThreads(), x.size(0), use.row_block, use.ffn_scratch(dtype, task),

@@ -164,7 +164,7 @@ INLINE Floats exp2(Floats x) {
 
 // 1 / (1 + e^-x).
 INLINE Floats sigmoid(Floats x) {
-  Floats y = x * -1.4426950408889634f;
-  y = y > 126.0f ? splat(126.0f) : y;
-  return 1.0f / (1.0f + exp2<float>(y));
+  const Floats y = x * -1.4426950408889634f;
+  const Floats s = 1.0f / (1.0f + exp2<float>(y > 126.0f ? splat(126.0f) : y));
+  return y > 126.0f ? splat(0.0f) : s;  // times -infinity that is NaN, as it is for PyTorch
 }

@@ -1,6 +1,9 @@
 // Working memory that is kept between calls, so that a tower in use allocates nothing.
 #pragma once
 
+#include <pthread.h>
+
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -16,17 +19,21 @@ namespace infoprune {
 class Workspace {
  public:
   explicit Workspace(int64_t bytes) {
-    const std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
-    if (lock && !pool().spare.empty()) {
-      block_ = std::move(pool().spare.back());
-      pool().spare.pop_back();
+    {
+      const std::lock_guard<std::mutex> lock(pool().mutex);
+      if (!pool().spare.empty()) {
+        block_ = std::move(pool().spare.back());
+        pool().spare.pop_back();
+      }
     }
-    if (block_.bytes < bytes) block_ = Block(bytes);
+    if (block_.bytes < bytes) {
+      block_ = Block();  // given back before the larger one is taken
+      block_ = Block(bytes);
+    }
   }
   ~Workspace() {
-    // Where another thread has the pool just now (or had it when this process was forked), the memory is let go.
-    const std::unique_lock<std::mutex> lock(pool().mutex, std::try_to_lock);
-    if (lock) pool().spare.push_back(std::move(block_));
+    const std::lock_guard<std::mutex> lock(pool().mutex);
+    pool().spare.push_back(std::move(block_));
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -40,8 +47,9 @@ class Workspace {
     return total;
   }
   static void release() {
+    std::vector<Block> spare;
     const std::lock_guard<std::mutex> lock(pool().mutex);
-    pool().spare.clear();
+    pool().spare.swap(spare);
   }
 
  private:
@@ -61,10 +69,15 @@ class Workspace {
     std::mutex mutex;
     std::vector<Block> spare;
   };
-  static Pool& pool() {
-    static Pool* const one = new Pool;  // never destroyed: threads may still be at work when the process ends
-    return *one;
+  // Never destroyed: threads may still be at work when the process ends. A forked child begins with one of its own: its
+  // parent's may be locked by a thread that the child does not have.
+  static std::atomic<Pool*>& current() {
+    static std::atomic<Pool*> one{new Pool};
+    static const int told = pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+    static_cast<void>(told);
+    return one;
   }
+  static Pool& pool() { return *current().load(); }
   Block block_;
 };
 

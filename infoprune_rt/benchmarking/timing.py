@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-REST = 0.02  # seconds before each run, in which the last one's threads stop waiting for more work
+# Seconds before each run, in which the last one's threads stop waiting for more work: after 0.02 those of ONNX Runtime
+# still spin, and cost what follows a third of its speed.
+REST = 0.2
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1) -> dict[str, list[float]]:

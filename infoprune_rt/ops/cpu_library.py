@@ -71,14 +71,25 @@ def _wheel_serves() -> bool:
 def _wheel_loads() -> bool:
     """Load the wheel's kernels; where that fails, a line on stderr says why."""
     try:
-        # Asked first: the system's loader ends the process over a library that is cut short.
-        if hashlib.sha256(SHIPPED.read_bytes()).hexdigest().encode() != SHIPPED.with_suffix(".sha256").read_bytes():
+        if not _is_whole(SHIPPED):
             raise OSError(f"{SHIPPED} is damaged")
         _load(SHIPPED)
     except OSError as error:
         print(f"infoprune: the wheel's CPU kernels do not load: {_cause(error)}; compiled ones serve", file=sys.stderr)
         return False
     return True
+
+
+def _is_whole(library: Path) -> bool:
+    """By the hash beside it. Asked before loading: the system's loader ends the process over one that is cut short."""
+    try:
+        return _sha256(library) == library.with_suffix(".sha256").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def _sha256(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _load(library: Path) -> None:
@@ -107,10 +118,10 @@ def compiled_library() -> Path:
     """
     library = cached_library()
     try:
-        if not library.exists():
+        if not _is_whole(library):
             library.parent.mkdir(parents=True, exist_ok=True)
             with _locked(library.parent / "lock"):
-                if not library.exists():
+                if not _is_whole(library):
                     _compile(library)
     except OSError as error:
         raise InfopruneError(
@@ -136,7 +147,7 @@ def cached_library() -> Path:
 
 def _compiler() -> list[str]:
     """CXX, which may bring arguments or a launcher ("ccache g++"), else g++."""
-    command = shlex.split(os.environ.get("CXX") or "g++")
+    command = _words("CXX") or ["g++"]
     program = shutil.which(command[0]) if command else None
     if program is None:
         raise InfopruneError("no C++ compiler was found for the CPU kernels; install g++ (or set CXX)")
@@ -144,7 +155,15 @@ def _compiler() -> list[str]:
 
 
 def _extra_flags() -> list[str]:
-    return shlex.split(os.environ.get(FLAGS_VARIABLE) or "")
+    return _words(FLAGS_VARIABLE)
+
+
+def _words(variable: str) -> list[str]:
+    """What an environment variable holds, split as a shell would."""
+    try:
+        return shlex.split(os.environ.get(variable) or "")
+    except ValueError as error:
+        raise InfopruneError(f"{variable} is no command line: {error}") from error
 
 
 def _cache_dir() -> Path:
@@ -175,7 +194,9 @@ def _compile(library: Path) -> None:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     print(
-        "infoprune: compiling the CPU kernels, once for this machine (half a minute or so) ...", file=sys.stderr, flush=True
+        "infoprune: compiling the CPU kernels, once for this machine (half a minute or so) ...",
+        file=sys.stderr,
+        flush=True,
     )
     aside = library.parent / "build"
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
@@ -195,6 +216,8 @@ def _compile(library: Path) -> None:
         made = aside / library.name
         link = [*command, *LINK_FLAGS, *_extra_flags(), *map(str, objects), *torch_is_at]
         _run([*link, "-ltorch_cpu", "-o", str(made)])
+        library.unlink(missing_ok=True)  # the hash of one never lies beside the other
+        library.with_suffix(".sha256").write_text(_sha256(made))
         made.replace(library)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -203,4 +226,5 @@ def _compile(library: Path) -> None:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InfopruneError(f"the CPU kernels did not compile: {shlex.join(command)}\n{done.stderr}")
+        first = next((line for line in done.stderr.splitlines() if "error" in line), "no word of why")
+        raise InfopruneError(f"the CPU kernels did not compile: {first}\n{shlex.join(command)}\n{done.stderr}")

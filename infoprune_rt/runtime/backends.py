@@ -20,6 +20,13 @@ BACKENDS: dict[str, str] = {
 }
 
 _settling = Lock()
+if hasattr(os, "register_at_fork"):  # a child has none of the threads that might have held it
+
+    def _new_lock() -> None:
+        global _settling
+        _settling = Lock()
+
+    os.register_at_fork(after_in_child=_new_lock)
 _settled: str | None = None  # what serves on the CPU in this process where nothing was demanded
 
 
@@ -51,9 +58,10 @@ def settle_default() -> str:
                 load_library()
                 _settled = "csrc"
             except InfopruneError as error:
+                first_line = str(error).partition("\n")[0]  # a compiler may have had more to say
                 _settled = "plain"  # before the warning, which a filter may turn into an exception
                 warnings.warn(
-                    f"PyTorch's operators run the compact tower, slower than the CPU kernels would: {error} "
+                    f"PyTorch's operators run the compact tower, slower than the CPU kernels would: {first_line} "
                     f"({VARIABLE}=plain keeps them without this warning)",
                     RuntimeWarning,
                     stacklevel=2,

@@ -91,9 +91,10 @@ def dense_specs(shape: TowerShape) -> list[BlockSpec]:
 
 
 def apply_linear(layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
-    """activation(layer(x)) on PyTorch's operators; "none" is the layer alone."""
-    out: Tensor = layer(x)
-    return out if activation == "none" else ACTIVATIONS[activation](out)
+    """activation(layer(x)) on PyTorch's operators, in x's dtype, as the blocks compute; "none" is the layer alone."""
+    with torch.autocast(x.device.type, enabled=False):
+        out: Tensor = layer(x)
+        return out if activation == "none" else ACTIVATIONS[activation](out)
 
 
 class _BiasOnly(nn.Module):

@@ -39,28 +39,27 @@ class CpuEngine:
     def is_current(self, blocks: BlockStack) -> bool:
         """Whether the stack still holds the weights that were packed.
 
-        Not seen is what PyTorch itself does not count: writing through ``.data`` or NumPy, and writing to weights
-        that were made in inference mode.
+        Not seen is what PyTorch itself does not count: writing through ``.data`` or NumPy, a fused optimiser's step,
+        and writing to weights that were made in inference mode; nor another eps of a norm.
         """
         return self._state == weights_state(blocks)
 
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        """x (T x d) through all blocks, in place where it is contiguous; arguments as ``BlockStack.forward``'s."""
-        return self._run(self._blocks, x.contiguous(), cu_seqlens, cos, sin)
+        """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
+        return self._run(self._blocks, x, cu_seqlens, cos, sin)
 
     def run_block(self, index: int, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        """One block alone, for callers who want every hidden state: x is left as it was."""
-        stream = x.clone(memory_format=torch.contiguous_format)
-        return self._run(self._blocks[index : index + 1], stream, cu_seqlens, cos, sin)
+        """One block alone, for callers who want every hidden state."""
+        return self._run(self._blocks[index : index + 1], x, cu_seqlens, cos, sin)
 
     def release_workspace(self) -> None:
         """Free what is kept between passes; the next one takes it anew."""
         self._spare.clear()
-        torch.ops.infoprune_cpu.release_workspace()
 
     def _run(
-        self, blocks: list[_PackedBlock], stream: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None
+        self, blocks: list[_PackedBlock], x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None
     ) -> Tensor:
+        stream = x.clone(memory_format=torch.contiguous_format)
         size = 3 * len(stream) * max((block.inner for block in blocks), default=0)
         try:
             workspace = self._spare.pop()  # a pass in another thread takes another one
@@ -85,6 +84,7 @@ class PackedLinear:
         self._state = weights_state(layer)
         with torch.no_grad():
             self._weight = torch.ops.infoprune_cpu.pack(layer.weight.detach().contiguous(), 1, self.isa)
+            self._bias = None if layer.bias is None else _row(layer.bias)
 
     def is_current(self, layer: nn.Linear) -> bool:
         """Whether the layer still holds the weights that were packed."""
@@ -94,7 +94,7 @@ class PackedLinear:
         """activation(layer(x)), T x out; x: T x in."""
         out = x.new_empty(len(x), layer.out_features)
         ops = torch.ops.infoprune_cpu
-        ops.linear_activation_(x.contiguous(), self._weight, layer.bias, activation, out, self.isa)
+        ops.linear_activation_(x.contiguous(), self._weight, self._bias, activation, out, self.isa)
         return out
 
 
@@ -114,6 +114,21 @@ def weights_state(module: nn.Module) -> list[tuple[object, ...]]:
     return [(p.data_ptr(), p.stride(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
 
 
+def release_workspace() -> None:
+    """Free the working memory that the kernels keep between calls of all towers."""
+    if load_library.cache_info().currsize:
+        torch.ops.infoprune_cpu.release_workspace()
+
+
+def _row(vector: Tensor) -> Tensor:
+    """As the kernels want it; the same memory wherever it lies so already."""
+    return vector.detach().contiguous()
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return _row(norm.weight), _row(norm.bias), norm.eps
+
+
 class _PackedBlock:
     """One block's arguments to the kernels."""
 
@@ -122,13 +137,12 @@ class _PackedBlock:
         self.int8 = block.spec.quantize is not None
         self.heads, self.head_dim = block.spec.num_heads, block.head_dim
         self.inner = self.heads * self.head_dim
-        self._out_bias = block.out.bias
+        self._out_bias = _row(block.out.bias)
         if self.heads:
-            norm, qkv = block.norm1, block.qkv
-            packed = self._pack(qkv, "weight", 3 * self.heads)
-            self._qkv = (norm.weight, norm.bias, norm.eps, packed, qkv.bias)
+            packed = self._pack(block.qkv, "weight", 3 * self.heads)
+            self._qkv = (*_norm(block.norm1), packed, _row(block.qkv.bias))
             self._out = self._pack(block.out, "weight")
-        self._ffn = (block.norm2.weight, block.norm2.bias, block.norm2.eps, *self._ffn_arguments(block))
+        self._ffn = (*_norm(block.norm2), *self._ffn_arguments(block))
 
     def _pack(self, module: nn.Module, name: str, parts: int = 1) -> Tensor:
         """A weight of the module (with its scales where it is quantised) as `parts` packed matrices."""
@@ -145,11 +159,11 @@ class _PackedBlock:
     def _ffn_arguments(self, block: CompactBlock) -> tuple[Any, ...]:
         ffn: Any = block.ffn
         if block.spec.ffn == "merged":
-            return self._pack(ffn, "map"), ffn.bias, len(ffn.map), None, None, "none"
+            return self._pack(ffn, "map"), _row(ffn.bias), len(ffn.map), None, None, "none"
         if block.spec.ffn == "lowrank":
-            return self._pack(ffn, "down"), None, len(ffn.down), self._pack(ffn, "up"), ffn.bias, "none"
+            return self._pack(ffn, "down"), None, len(ffn.down), self._pack(ffn, "up"), _row(ffn.bias), "none"
         first, second = self._pack(ffn, "fc1_weight"), self._pack(ffn, "fc2_weight")
-        return first, ffn.fc1_bias, len(ffn.fc1_bias), second, ffn.fc2_bias, ffn.activation
+        return first, _row(ffn.fc1_bias), len(ffn.fc1_bias), second, _row(ffn.fc2_bias), ffn.activation
 
     def run(self, x: Tensor, workspace: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
         """x (T x d) in place; workspace: at least 3 * T * heads * head_dim values."""

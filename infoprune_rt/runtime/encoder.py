@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from infoprune_rt import checkpoint
@@ -22,7 +23,7 @@ from infoprune_rt.ops import triton_backend
 from infoprune_rt.plan import Plan
 from infoprune_rt.runtime.backends import checked_backend, demanded_backend, expected_default, settle_default
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, apply_linear, block_specs
-from infoprune_rt.runtime.cpu_engine import CpuEngine, PackedLinear, dtype_of
+from infoprune_rt.runtime.cpu_engine import CpuEngine, PackedLinear, dtype_of, release_workspace
 from infoprune_rt.towers.base import Stream, TowerShape
 
 __all__ = ["BlockSpec", "BlockStack", "CompactBlock", "CompactEncoder"]
@@ -67,8 +68,9 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """What runs the blocks: "csrc" (C++ kernels, where weights are on the CPU), "triton" (kernels, where they are
         on CUDA) or "plain" (PyTorch operators).
 
-        What was demanded, by setting it or by INFOPRUNE_BACKEND; a pass then raises where it cannot be had. Else the
-        fastest that can be had, which the first pass settles; until then, what is to be expected.
+        What was demanded, by setting it or by INFOPRUNE_BACKEND; a pass then raises where the kernels cannot be had.
+        Else the fastest that can be had, which the first pass settles; until then, what is to be expected. Whatever it
+        is, PyTorch's operators serve where gradients are wanted, in other dtypes, under hooks and in compiled passes.
         """
         if self._demanded is not None:
             return self._demanded
@@ -89,7 +91,8 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """``to`` and its like: packed copies of weights that were left are let go now, not at the next pass."""
         super()._apply(*args, **kwargs)
         if self._engine is not None and not self._engine.is_current(self.blocks):
-            self._engine, self._packed = None, {}
+            self._engine = None
+        self._packed = {layer: packed for layer, packed in self._packed.items() if packed.is_current(layer)}
         return self
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,7 +154,9 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         if packed is None or not packed.is_current(layer):
             if not self._kernels_serve(layer, x):
                 return apply_linear(layer, x, activation)
-            packed = self._packed[layer] = PackedLinear(layer)
+            packed = PackedLinear(layer)
+            present = set(self.modules())  # what was replaced is let go
+            self._packed = {each: kept for each, kept in self._packed.items() if each in present} | {layer: packed}
         return packed.run(layer, x, activation)
 
     def _engine_for(self, x: Tensor) -> CpuEngine | None:
@@ -171,6 +176,9 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         if self._demanded not in (None, "csrc") or torch.compiler.is_compiling() or type(x) is not Tensor:
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
+            self._engine, self._packed = None, {}  # not every optimiser's step would be seen afterwards
+            return False
+        if is_watched():
             return False
         return all(map(self._is_as_built, part.modules()))
 
@@ -182,6 +190,7 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """Free the working memory that the CPU kernels keep between passes; packed weights stay."""
         if self._engine is not None:
             self._engine.release_workspace()
+        release_workspace()
 
     def _is_as_built(self, module: nn.Module) -> bool:
         """Without hooks, not compiled, and neither its class nor its forward replaced (by adapters, by offloading)."""
@@ -227,6 +236,13 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         state = self.state_dict()
         replace = checkpoint.is_replaceable(directory)
         checkpoint.save_tower(directory, self.config, state, self.plan, self.source_dir, overwrite=replace)
+
+
+def is_watched() -> bool:
+    """Whether hooks on all modules, or a mode that follows every operator (as FLOP counters do), want to see a pass."""
+    everywhere = nn.modules.module
+    hooks = everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks
+    return bool(hooks) or _get_current_dispatch_mode() is not None
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

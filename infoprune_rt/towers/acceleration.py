@@ -19,11 +19,12 @@ from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.blocks import dense_specs
 from infoprune_rt.runtime.cpu_engine import weights_state
-from infoprune_rt.runtime.encoder import CompactEncoder
+from infoprune_rt.runtime.encoder import CompactEncoder, is_watched
 from infoprune_rt.towers import adapter_for
 from infoprune_rt.towers.base import TowerAdapter
 
 _PRECOMPUTED = ("cu_seqlens", "max_seqlen", "position_ids")  # what transformers' pass takes instead of grid_thw
+_OTHER_FORWARD = "its tower's forward was replaced by something else, as offloading does; undo that first"
 _CAPTURING = "transformers.utils.output_capturing"  # its hooks stay on the blocks once hidden states were asked for
 
 
@@ -33,7 +34,8 @@ def accelerate(model: PreTrainedModel) -> PreTrainedModel:
     model: a full Qwen2-VL or LLaVA-1.5 (CLIP) model of transformers, its backbone, or such a tower alone, dense. A
     compact tower runs on our blocks anyway and is left as it is. Anything else raises InfopruneError.
 
-    The weights stay the tower's own, and are shared: what is written to them counts from the next call on. Only
+    The weights stay the tower's own, and are shared: what is written to them counts from the next call on (written
+    through ``.data``, it is not seen: call ``restore`` and ``accelerate`` again). Only
     CLIP's q, k and v are copied, because our blocks hold them joined: a quarter of its blocks' weights. The kernels'
     packed copies come on top (``CpuEngine``).
 
@@ -56,6 +58,8 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
         _, tower = _find_tower(model)
         if _is_accelerated(tower):
             del vars(tower)["forward"]
+        elif "forward" in vars(tower):
+            raise InfopruneError(_OTHER_FORWARD)
     return model
 
 
@@ -90,7 +94,7 @@ class _AcceleratedForward:
 
     def __init__(self, adapter: TowerAdapter, tower: nn.Module) -> None:
         if "forward" in vars(tower):
-            raise InfopruneError("its tower's forward was replaced already, as offloading does; undo that first")
+            raise InfopruneError(_OTHER_FORWARD)
         self._adapter, self._tower = adapter, tower
         with torch.device("meta"):
             self._classes = frozenset(map(type, adapter.build(copy.deepcopy(tower.config)).modules()))
@@ -101,6 +105,7 @@ class _AcceleratedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the tower's class defines it."""
         if self._is_for_transformers(args, kwargs):
+            self._snapshot = None  # not every optimiser's step would be seen afterwards
             return type(self._tower).forward(self._tower, *args, **kwargs)
         return self.compact(*args, **kwargs)
 
@@ -121,10 +126,11 @@ class _AcceleratedForward:
         tensors = (value for value in (*args, *kwargs.values(), *tower.parameters()) if isinstance(value, Tensor))
         return (
             torch.compiler.is_compiling()
+            or is_watched()
             or tower.training
             or torch.is_autocast_enabled(tower.device.type)
             or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-            or bool(kwargs.get("output_attentions", tower.config.output_attentions))
+            or bool(_first(kwargs.get("output_attentions"), tower.config.output_attentions))
             or any(kwargs.get(name) is not None for name in _PRECOMPUTED)
             or self._unusual() is not None
         )
@@ -138,6 +144,10 @@ class _AcceleratedForward:
                 return f"{name} has hooks or a forward of its own"
         kinds = {(parameter.dtype, parameter.device) for parameter in self._tower.parameters()}
         return None if len(kinds) == 1 else "its parameters differ in dtype or device"
+
+
+def _first(asked: bool | None, default: bool | None) -> bool | None:
+    return default if asked is None else asked
 
 
 def _is_hooked(module: nn.Module) -> bool:

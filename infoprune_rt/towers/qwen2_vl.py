@@ -85,6 +85,7 @@ class CompactQwen2VLTower(CompactEncoder):
         refuse_attentions(kwargs)
         x = self.linear(self.patch_embed, patch_rows(hidden_states, self.patch_embed.weight))
         last, states = run_blocks(self, x, pack(self.config, grid_thw, x), output_hidden_states)
+        del x  # the merger needs the room
         return tower_output(self.config, last, self.merger(last, self.linear), states, return_dict)
 
 

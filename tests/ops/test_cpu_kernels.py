@@ -277,6 +277,16 @@ def test_nan_and_infinity_come_through(dtype: torch.dtype, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_of_the_largest_numbers(activation: str, isa: str) -> None:
+    x = torch.tensor([[3e38], [1e38], [1e20], [100.0], [20.0], [-20.0], [-100.0], [-1e20], [-1e38], [-3e38]])
+    found = poisoned(x, *x.shape)
+    CPU.linear_activation_(x, CPU.pack(torch.ones(1, 1), 1, isa), None, activation, found, isa)
+    # gelu_tanh's cube overflows in float32, and PyTorch's with it; what counts is which end it lands at.
+    assert torch.allclose(found, ACTIVATIONS[activation](x.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("isa", SETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_scores_of_minus_infinity_weigh_nothing(dtype: torch.dtype, isa: str) -> None:
     """Whole blocks of keys that a query cannot see, at the beginning, in the middle and at the end; and all of them."""
@@ -364,6 +374,18 @@ def test_subnormal_inputs_are_as_good_as_zero(dtype: torch.dtype, isa: str) -> N
     (faint,) = run("attention", (q * torch.finfo(dtype).tiny / 8, k, v, *rest), isa)
     (none,) = run("attention", (torch.zeros_like(q), k, v, *rest), isa)
     assert torch.allclose(faint, none, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+def test_the_workspace_grows_no_larger_than_the_calls_at_one_time() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    args = cast(attention_case([90], 2, 32), torch.float32)
+    CPU.release_workspace()
+    run("attention", args, SETS[0])
+    one = CPU.workspace_bytes()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: run("attention", args, SETS[0]), range(300)))
+    assert CPU.workspace_bytes() <= 3 * one
 
 
 def test_nothing_packed_is_nothing() -> None:

@@ -43,7 +43,7 @@ def test_what_a_killed_compile_left_is_no_hindrance(sources: Path) -> None:
     half.mkdir(parents=True)
     (half / "infoprune_cpu.so").touch()
     assert compiled_library().stat().st_size > 0
-    assert {path.name for path in half.parent.iterdir()} == {"infoprune_cpu.so", "lock"}
+    assert {path.name for path in half.parent.iterdir()} == {"infoprune_cpu.so", "infoprune_cpu.sha256", "lock"}
 
 
 def test_several_that_start_together_compile_once(sources: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -115,10 +115,30 @@ def test_a_wheel_s_library_that_does_not_load_is_told_and_replaced(
 
 
 def test_what_does_not_load_is_told(sources: Path) -> None:
-    compiled_library().write_bytes(b"no library")
+    library = compiled_library()
+    library.write_bytes(b"no library")
+    library.with_suffix(".sha256").write_text(hashlib.sha256(b"no library").hexdigest())
     cpu_library.load_library.cache_clear()
     with pytest.raises(InfopruneError, match="do not load"):
         cpu_library.load_library()
+
+
+def test_a_library_that_was_cut_short_is_compiled_again(sources: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The system's loader would end the process over it."""
+    library = compiled_library()
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    assert compiled_library().stat().st_size == len(whole)
+    assert capfd.readouterr().err.count("compiling") == 2
+
+
+@pytest.mark.parametrize("variable", ["CXX", "INFOPRUNE_CXXFLAGS"])
+def test_a_variable_that_is_no_command_line_is_told(
+    variable: str, sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "g++ 'half a quote")
+    with pytest.raises(InfopruneError, match=f"{variable} is no command line: No closing quotation"):
+        compiled_library()
 
 
 def test_the_name_follows_from_all_that_made_it(sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:

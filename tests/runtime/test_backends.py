@@ -30,7 +30,7 @@ def python(code: str, cache: Path, **variables: str) -> subprocess.CompletedProc
 def test_nothing_is_compiled_before_a_pass_can_use_it(tmp_path: Path) -> None:
     """A compiler that only says its version: the kernels are to be expected, then cannot be had."""
     compiler = tmp_path / "compiler"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo broken >&2; exit 1; }\n')
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "error: broken" >&2; echo more >&2; exit 1; }\n')
     compiler.chmod(0o755)
     found = python(
         "tower = compact_tower()\n"
@@ -47,6 +47,7 @@ def test_nothing_is_compiled_before_a_pass_can_use_it(tmp_path: Path) -> None:
     assert found.stderr.count("compiling") == 1
     assert "did not compile" in found.stderr
     assert "broken" in found.stderr
+    assert "more" not in found.stderr  # one line of what the compiler had to say
 
 
 def test_without_a_compiler_pytorch_serves_after_one_warning(tmp_path: Path) -> None:

@@ -262,3 +262,75 @@ def dequantised(tower: CompactEncoder) -> CompactEncoder:
     scales = {name.removesuffix("_scale"): state.pop(name) for name in list(state) if name.endswith("_scale")}
     same.load_state_dict(state | {name: state[name] * scale[:, None] for name, scale in scales.items()})
     return same
+
+
+def test_weights_that_a_fused_optimiser_changed_are_packed_again() -> None:
+    """PyTorch does not count its steps as writing."""
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    optimiser = torch.optim.AdamW(tower.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        before = tower(x, GRIDS).pooler_output
+    tower(x, GRIDS).pooler_output.square().mean().backward()
+    optimiser.step()
+    with torch.no_grad():
+        mine = tower(x, GRIDS).pooler_output
+        tower.backend = "plain"
+        plain = tower(x, GRIDS).pooler_output
+    assert not torch.allclose(before, plain, rtol=1e-2)
+    assert torch.allclose(mine, plain, rtol=1e-4, atol=1e-4 * float(plain.abs().max()))
+
+
+@torch.no_grad()
+def test_what_a_hook_kept_is_not_written_over() -> None:
+    tower = compact_tower()
+    tower.backend = "csrc"
+    kept: list[tuple[Tensor, Tensor]] = []
+    tower.patch_embed.register_forward_hook(lambda module, args, out: kept.append((out, out.clone())))
+    tower(pixels(tower), GRIDS)
+    assert torch.equal(*kept[0])
+
+
+@torch.no_grad()
+def test_vectors_need_not_be_contiguous() -> None:
+    tower = compact_tower()
+    norm = tower.blocks[0].norm1
+    norm.weight = torch.nn.Parameter(torch.randn(128)[::2])
+    norm.bias = torch.nn.Parameter(torch.randn(1).expand(64))
+    x = pixels(tower)
+    tower.backend = "plain"
+    plain = tower(x, GRIDS).pooler_output
+    tower.backend = "csrc"
+    assert torch.allclose(tower(x, GRIDS).pooler_output, plain, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+
+
+@torch.no_grad()
+def test_hooks_on_all_modules_and_counters_see_every_block() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    tower = compact_tower()
+    tower.backend = "csrc"
+    x = pixels(tower)
+    tower(x, GRIDS)
+    seen = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(module))
+    try:
+        tower(x, GRIDS)
+    finally:
+        handle.remove()
+    assert set(tower.blocks) <= set(seen)
+    with FlopCounterMode(display=False) as counter:
+        tower(x, GRIDS)
+    assert counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("backend", ["plain", "csrc"])
+@torch.no_grad()
+def test_autocast_changes_nothing(backend: str) -> None:
+    tower = compact_tower()
+    tower.backend = backend
+    x = pixels(tower)
+    expected = tower(x, GRIDS).pooler_output
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tower(x, GRIDS).pooler_output, expected)

@@ -448,7 +448,7 @@ SMALL_BERT = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 1,
         (with_siglip, r"^LlavaForConditionalGeneration cannot be .*'siglip_vision_model' tower, but clip works on"),
         (subclassed, r"^SlicedTower cannot be accelerated: its tower is a SlicedTower, not a CLIPVisionModel$"),
         (with_an_adapter, r"not as transformers builds it: blocks\.1\.mlp\.fc1 is a Adapted$"),
-        (offloaded, r"^CLIPVisionModel cannot be accelerated: its tower's forward was replaced already"),
+        (offloaded, r"^CLIPVisionModel cannot be accelerated: its tower's forward was replaced by something else"),
         (half_converted, r"its parameters differ in dtype or device$"),
         (narrowed, r"'blocks\.1\.ffn\.fc1_weight' has shape \(90, 42\), not \(100, 42\)$"),
     ],
@@ -464,3 +464,27 @@ def test_other_models_are_refused_and_left_as_they_were(make: Callable[[], nn.Mo
 def test_restore_refuses_what_could_never_be_accelerated() -> None:
     with pytest.raises(InfopruneError, match=r"^Linear cannot be accelerated: it is no transformers model$"):
         infoprune_rt.restore(nn.Linear(2, 2))
+
+
+def test_weights_that_a_fused_optimiser_changed_are_used() -> None:
+    """PyTorch does not count its steps as writing."""
+    dense = accelerated("qwen2_vl")
+    inputs = tower_inputs("qwen2_vl")
+    optimiser = torch.optim.AdamW(dense.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        dense(**inputs)
+    dense.train()(**inputs).pooler_output.square().mean().backward()
+    optimiser.step()
+    dense.eval()
+    with torch.no_grad():
+        mine = dense(**inputs).pooler_output
+        theirs = infoprune_rt.restore(dense)(**inputs).pooler_output
+    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_a_forward_that_others_put_in_place_is_not_passed_over() -> None:
+    dense = accelerated("qwen2_vl")
+    ours = dense.forward
+    dense.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    with pytest.raises(InfopruneError, match="forward was replaced by something else, as offloading does"):
+        infoprune_rt.restore(dense)
