@@ -21,6 +21,8 @@ from infoprune_rt.ops import plain
 
 VARIABLE = "INFOPRUNE_BACKEND"
 DTYPES = (torch.float16, torch.bfloat16)
+# Whether towers on CUDA get the kernels without demanding them: not before these have been run on a GPU.
+BY_DEFAULT = False
 
 _demanded: ContextVar[str | None] = ContextVar("demanded_backend", default=None)
 _failed: set[str] = set()  # operators whose kernel could not be compiled or started in this process
@@ -35,7 +37,7 @@ def missing() -> str | None:
 
 def serves(device: str, dtype: torch.dtype) -> bool:
     """Whether the kernels run towers of this dtype on this type of device by default."""
-    return device == "cuda" and dtype in DTYPES and missing() is None
+    return BY_DEFAULT and device == "cuda" and dtype in DTYPES and missing() is None
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def on_cuda(name: str) -> Callable[..., Any]:
 
     def run(*args: Any) -> Any:
         demanded = _demanded.get() or os.environ.get(VARIABLE) or None
-        if demanded not in (None, "triton") or (demanded is None and name in _failed):
+        if demanded != "triton" and (demanded is not None or not BY_DEFAULT or name in _failed):
             return definition(*args)
         try:
             return _launch(name, args)

@@ -34,7 +34,8 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can 
 
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing has failed in this process, nothing was said, nothing is demanded."""
+    """Nothing has failed in this process, nothing was said, nothing is demanded; the kernels are the default."""
+    monkeypatch.setattr(triton_backend, "BY_DEFAULT", True)
     monkeypatch.setattr(triton_backend, "_failed", set())
     monkeypatch.setattr(triton_backend, "_told", set())
     monkeypatch.delenv("INFOPRUNE_BACKEND", raising=False)
@@ -89,8 +90,17 @@ def test_without_triton_pytorch_serves_and_who_demands_it_is_told() -> None:
     assert told in found.stderr.splitlines()[-1]
 
 
+def test_before_they_have_run_on_a_gpu_they_must_be_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert python("from infoprune_rt.ops import triton_backend as t; print(t.BY_DEFAULT)").stdout == "False\n"
+    monkeypatch.setattr(triton_backend, "BY_DEFAULT", False)
+    assert not serves("cuda", torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_plain("linear_residual", cast(linear_case(3, 4, 6), torch.bfloat16))
+
+
 @needs_triton
-def test_it_is_the_default_on_cuda_in_half_precision() -> None:
+def test_it_can_be_the_default_on_cuda_in_half_precision() -> None:
     assert "triton" in BACKENDS
     assert serves("cuda", torch.bfloat16)
     assert serves("cuda", torch.float16)
