@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from infoprune_rt.ops.cpu_library import isa, load_library
 from infoprune_rt.runtime.blocks import BlockStack, CompactBlock
+from infoprune_rt.runtime.seen_weights import SeenWeights
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -29,20 +30,14 @@ class CpuEngine:
         load_library()
         self.isa = isa()
         self.dtype = dtype_of(blocks)
-        # Held, so that no other weights can come to lie where these were.
-        self._made_from = [parameter.detach() for parameter in blocks.parameters()]
-        self._state = weights_state(blocks)
+        self._made_from = SeenWeights(blocks)
         with torch.no_grad():
             self._blocks = [_PackedBlock(cast(CompactBlock, block), self.isa) for block in blocks]
         self._spare: list[Tensor] = []  # for q, k and v; as many as passes ever ran at once
 
     def is_current(self, blocks: BlockStack) -> bool:
-        """Whether the stack still holds the weights that were packed.
-
-        Not seen is what PyTorch itself does not count: writing through ``.data`` or NumPy, a fused optimiser's step,
-        and writing to weights that were made in inference mode; nor another eps of a norm.
-        """
-        return self._state == weights_state(blocks)
+        """Whether the stack still holds the weights that were packed."""
+        return self._made_from.are_those_of(blocks)
 
     def run(self, x: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
         """x (T x d) through all blocks; arguments as ``BlockStack.forward``'s. x itself is left as it was."""
@@ -80,15 +75,14 @@ class PackedLinear:
     def __init__(self, layer: nn.Linear) -> None:
         load_library()
         self.isa = isa()
-        self._made_from = [parameter.detach() for parameter in layer.parameters()]  # held, as the engine's are
-        self._state = weights_state(layer)
+        self._made_from = SeenWeights(layer)
         with torch.no_grad():
             self._weight = torch.ops.infoprune_cpu.pack(layer.weight.detach().contiguous(), 1, self.isa)
             self._bias = None if layer.bias is None else _row(layer.bias)
 
     def is_current(self, layer: nn.Linear) -> bool:
         """Whether the layer still holds the weights that were packed."""
-        return self._state == weights_state(layer)
+        return self._made_from.are_those_of(layer)
 
     def run(self, layer: nn.Linear, x: Tensor, activation: str) -> Tensor:
         """activation(layer(x)), T x out; x: T x in."""
@@ -105,13 +99,6 @@ def dtype_of(blocks: nn.Module) -> torch.dtype | None:
         return None
     dtype, device = kinds.pop()
     return dtype if device == "cpu" and dtype in DTYPES else None
-
-
-def weights_state(module: nn.Module) -> list[tuple[object, ...]]:
-    """Changes whenever a weight is replaced (while the earlier one is held) or written to."""
-    # Not by module.parameters(): this is asked in every pass, and that takes three times as long.
-    parameters = [p for part in module.modules() for p in part._parameters.values() if p is not None]
-    return [(p.data_ptr(), p.stride(), p.dtype, 0 if p.is_inference() else p._version) for p in parameters]
 
 
 def release_workspace() -> None:

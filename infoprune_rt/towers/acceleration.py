@@ -18,8 +18,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from infoprune_rt import checkpoint
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.runtime.blocks import dense_specs
-from infoprune_rt.runtime.cpu_engine import weights_state
 from infoprune_rt.runtime.encoder import CompactEncoder, is_watched
+from infoprune_rt.runtime.seen_weights import SeenWeights
 from infoprune_rt.towers import adapter_for
 from infoprune_rt.towers.base import TowerAdapter
 
@@ -160,9 +160,7 @@ class _Snapshot:
     """The compact tower of a dense tower's weights at one moment."""
 
     def __init__(self, adapter: TowerAdapter, tower: nn.Module) -> None:
-        # Held, so that no other weights can come to lie where these were.
-        self._made_from = [parameter.detach() for parameter in tower.parameters()]
-        self._state = weights_state(tower)
+        self._made_from = SeenWeights(tower)
         config: Any = tower.config
         specs = [spec.to_dict() for spec in dense_specs(adapter.shape(config))]
         compact = checkpoint.compact_tower(adapter.compact_config(config, specs))
@@ -175,5 +173,5 @@ class _Snapshot:
         self.compact: CompactEncoder = compact.requires_grad_(False).eval()
 
     def is_current(self, tower: nn.Module) -> bool:
-        """Whether the tower still holds the weights of then; ``CpuEngine.is_current`` tells what is not seen."""
-        return self._state == weights_state(tower)
+        """Whether the tower still holds the weights of then."""
+        return self._made_from.are_those_of(tower)
