@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
 
 import typer
 
+from infoprune_rt.benchmarking.ablations.captions import caption
+from infoprune_rt.benchmarking.ablations.figures import figure_path
+from infoprune_rt.benchmarking.ablations.tables import TABLES as ABLATIONS
+from infoprune_rt.benchmarking.ablations.verdicts import verdicts
 from infoprune_rt.benchmarking.cpu_tower.contenders import (
     COMPILED,
     DENSE,
@@ -31,7 +36,12 @@ from infoprune_rt.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TEXTS = (ROOT / "README.md", ROOT / "docs" / "tiny-vlm.md", ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md")
+TEXTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "ablations.md",
+    ROOT / "docs" / "tiny-vlm.md",
+    ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md",
+)
 COMPARED = (DENSE, PLAIN, COMPILED, OPENVINO, ORT, ORT_INT8, OURS, OUR_INT8)
 FAMILIES = ("vqa", "text", "relations", "overall")
 
@@ -139,6 +149,23 @@ def int8_speed(path: Path) -> str:
     return _table(head, body) + _source(result, path)
 
 
+def ablation(path: Path, name: str) -> str:
+    """One table of the ablations, below it its caption, and below a group's first one the picture."""
+    result = json.loads(path.read_text())
+    group, make = ABLATIONS[name]
+    picture = figure_path(path, group).relative_to(ROOT)
+    told = caption(result, group)
+    shown = f"\n![{told}]({picture})\n" if name == group else ""
+    return f"{_table(*make(result['rows']))}\n{told}\n{shown}{_source(result, path)}"
+
+
+def ablation_verdicts(path: Path) -> str:
+    """The paper's claims beside what was measured."""
+    result = json.loads(path.read_text())
+    found = [f"- {claim}. On {result['model']}: {told}; {says}.\n" for claim, told, says in verdicts(result["rows"])]
+    return "".join(found) + _source(result, path)
+
+
 def _headline(group: str, name: str) -> bool:
     """The rows that the README shows."""
     if group == "FFN only":
@@ -158,6 +185,8 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "cpu goals": ("cpu_tower", cpu_goals),
     "int8": ("int8", int8),
     "int8 speed": ("int8", int8_speed),
+    "ablations: verdicts": ("ablations", ablation_verdicts),
+    **{f"ablations: {name}": ("ablations", partial(ablation, name=name)) for name in ABLATIONS},
 }
 
 

@@ -1,4 +1,4 @@
-"""``infoprune bench``: the measurements that need no checkpoint."""
+"""``infoprune bench``: the measurements that need nothing but this package."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Annotated
 
 import typer
 
+from infoprune_rt.cli.bench_ablations import ablations
 from infoprune_rt.cli.output import block_progress, console, say
 
 bench = typer.Typer(help="Measure this machine: the published figures, made again.", no_args_is_help=True)
-
-
-@bench.callback()
-def _group() -> None:
-    """Keeps ``tower`` a word of its own while it is the only one."""
+bench.command()(ablations)
 
 
 @bench.command()

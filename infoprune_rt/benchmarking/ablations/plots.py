@@ -1,0 +1,181 @@
+"""What the panels of each study's picture show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+
+from infoprune_rt.benchmarking.ablations import epsilon, question_types, shift
+from infoprune_rt.benchmarking.ablations.following import TERMS
+from infoprune_rt.benchmarking.ablations.objectives import ALONE, CONTROLS, PAPER, TASK, TASK_ERANK, TASK_KS
+from infoprune_rt.benchmarking.ablations.summary import families, over_seeds, select, values
+from infoprune_rt.benchmarking.ablations.work_file import Row
+
+Style = dict[str, Any]
+BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0067a8", "#d1742f", "#3c8d40", "#b3262e", "#7a4fa3", "#8b949e"
+WAYS: dict[str, Style] = {  # the paper's objective stands out, controls are dashed
+    PAPER: {"color": BLUE, "lw": 2.4, "marker": "o", "zorder": 5},
+    TASK_ERANK: {"color": GREEN, "marker": "s"},
+    TASK_KS: {"color": ORANGE, "marker": "D"},
+    TASK: {"color": PURPLE, "marker": "^"},
+    **dict(
+        zip(
+            ALONE,
+            ({"color": GREEN, "ls": ":", "marker": "s"}, {"color": ORANGE, "ls": ":", "marker": "D"}),
+            strict=True,
+        )
+    ),
+    **{
+        name: {"color": c, "ls": "--", "marker": "x"}
+        for name, c in zip(CONTROLS, ("#333333", GREY, "#c2c8ce"), strict=True)
+    },
+}
+MODES: dict[str, Style] = {"taylor": {"color": RED}, "rrr": {"color": ORANGE}, "neurons": {"color": BLUE}}
+TERM_NAMES = dict(zip(TERMS, ("task", "eRank", "KS"), strict=True))
+TERM_COLORS = dict(zip(TERMS, (PURPLE, GREEN, ORANGE), strict=True))
+MOST_TYPES = 9
+DODGE = 0.006  # of the share removed: intervals of different ways do not hide each other
+
+
+def plot_heads(figure: Figure, rows: list[Row]) -> None:
+    """A row of panels without refit, one with; a column per family."""
+    shown = families(rows)
+    grid = figure.subplots(2, len(shown), sharex=True, sharey="col", squeeze=False)
+    for line, refit in zip(grid, (False, True), strict=True):
+        for axes, (family, title) in zip(line, shown.items(), strict=True):
+            for i, way in enumerate(values(rows, "name")):
+                _curve(axes, select(rows, name=way, refit=refit), family, way, (i - 4) * DODGE)
+            axes.set_title(f"{title}{', refit' if refit else ''}")
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.set_xticks(values(rows, "removed"))
+    for axes in grid[-1]:
+        axes.set_xlabel("heads removed")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy, %")
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=9, frameon=False, fontsize=9
+    )
+
+
+def _curve(axes: Axes, rows: Sequence[Row], family: str, way: str, shift_x: float) -> None:
+    found = [(removed, over_seeds(select(rows, removed=removed), family)) for removed in values(rows, "removed")]
+    points = [(x + shift_x, e) for x, e in found if e is not None]
+    means = [e.mean for _, e in points]
+    whiskers = [e.half_width or 0.0 for _, e in points]
+    axes.errorbar([x for x, _ in points], means, whiskers, label=way, ms=4, capsize=2, elinewidth=0.9, **WAYS[way])
+
+
+def plot_epsilon(figure: Figure, rows: list[Row]) -> None:
+    """Accuracy over what is left of the blocks: by epsilon, by size; every point with its epsilon or k."""
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, field, title in zip(panels, ("epsilon", "size"), ("by ε", "by k"), strict=True):
+        for mode, style in MODES.items():
+            found = [row for row in select(rows, name=mode) if row[field] is not None]
+            points = [(row["parameters_left"], row["accuracy"]["overall"]) for row in found]
+            if not points:
+                continue
+            axes.plot(*zip(*sorted(points), strict=True), "o-", label=mode, ms=4, **style)
+            axes.plot(*epsilon.knee(points), "o", ms=11, mfc="none", mew=1.6, color=style["color"])
+            _label_points(axes, points, [f"{row[field]:g}" for row in found], style["color"])
+        axes.set(title=title, xlabel="block parameters left")
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+    panels[0].set_ylabel("accuracy, %")
+    panels[1].legend(frameon=False, fontsize=9, loc="center right")
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], color: str) -> None:
+    """Labels of points that coincide stand in one line."""
+    places: dict[tuple[float, float], list[str]] = {}
+    for (x, y), label in zip(points, labels, strict=True):
+        places.setdefault((round(x, 2), round(y)), []).append(label)
+    for i, (place, found) in enumerate(sorted(places.items())):
+        above = 7 if i % 2 else -13
+        axes.annotate(
+            ", ".join(found), place, (0, above), textcoords="offset points", ha="center", fontsize=7, color=color
+        )
+
+
+def plot_gradients(figure: Figure, rows: list[Row]) -> None:
+    """A panel per drive, and one with the heads closed by each."""
+    grid = figure.subplots(2, 4).flat
+    *panels, last = grid
+    for axes, row in zip(panels, rows, strict=True):
+        for term in TERMS:
+            norms = [(step, norm) for step, norm in enumerate(row[f"gradient_{term}"]) if norm]  # 0 has no logarithm
+            if norms:
+                axes.plot(*zip(*norms, strict=True), label=TERM_NAMES[term], color=TERM_COLORS[term], lw=1.4)
+        axes.set(title=_drive(row), yscale="log", xlabel="step")
+    low = min(axes.get_ylim()[0] for axes in panels)
+    high = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(max(low, 1e-9), high)
+    for axes in panels[::4]:
+        axes.set_ylabel("gradient norm")
+    panels[0].legend(frameon=False, fontsize=9)
+    for row, color in zip(rows, (BLUE, "#5aa5d6", "#a8d0ea", RED, "#dd7a7f", "#f0bcbf", "#333333"), strict=True):
+        last.plot(row["heads_closed"], label=_drive(row), color=color, lw=1.4)
+    last.set(title="heads with ζ < 0.5", xlabel="step")
+    last.legend(frameon=False, fontsize=7)
+
+
+def _drive(row: Row) -> str:
+    return f"{row['name']}, {row['optimizer']}, lr {row['lr']:g}"
+
+
+def plot_question_types(figure: Figure, rows: list[Row]) -> None:
+    """A panel per linear map, a line per type; of many types the most frequent."""
+    panels = figure.subplots(1, 2, sharey=True)
+    dense = rows[0]
+    kinds = sorted(dense["types"], key=lambda kind: -dense["types"][kind]["questions"])[:MOST_TYPES]
+    for axes, mode in zip(panels, question_types.MODES, strict=True):
+        found = [dense, *select(rows, name=mode)]
+        blocks = [row["linear_blocks"] for row in found]
+        for i, kind in enumerate(kinds):
+            scores = [row["types"].get(kind, {}).get("accuracy") for row in found]
+            axes.plot(blocks, scores, "o-", ms=4, label=kind, color=f"C{i}")
+        axes.set(title=f"linear by {mode}", xlabel="blocks with a linear FFN", xticks=blocks)
+    panels[0].set_ylabel("accuracy, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+
+
+def plot_shift(figure: Figure, rows: list[Row]) -> None:
+    """A panel per recipe: bars by the style tested on, grouped by what it was fitted on."""
+    panels = figure.subplots(1, 2, sharey=True)
+    tested = values(rows, "tested_on")
+    for axes, name in zip(panels, (shift.FFN, shift.BOTH), strict=True):
+        groups = [("dense model", GREY, select(rows, name=shift.DENSE))]
+        found = select(rows, name=name)
+        colors = (BLUE, ORANGE, GREEN)
+        groups += [
+            (f"fitted on {s}", c, select(found, fitted_on=s))
+            for s, c in zip(values(found, "fitted_on"), colors, strict=False)
+        ]
+        width = 0.8 / len(groups)
+        for i, (label, color, chosen) in enumerate(groups):
+            bars = [(x, over_seeds(select(chosen, tested_on=style))) for x, style in enumerate(tested)]
+            present = [(x + (i - (len(groups) - 1) / 2) * width, e) for x, e in bars if e is not None]
+            whiskers = [e.half_width or 0.0 for _, e in present]
+            heights = [e.mean for _, e in present]
+            axes.bar(
+                [x for x, _ in present],
+                heights,
+                width * 0.92,
+                yerr=whiskers,
+                label=label,
+                color=color,
+                capsize=2,
+                error_kw={"lw": 0.9},
+            )
+        axes.set(title=name, xticks=range(len(tested)))
+        axes.set_xticklabels([f"tested on {style}" for style in tested])
+    low = min(e.mean for row in rows if (e := over_seeds([row])) is not None)
+    panels[0].set_ylim(max(0, low - 10), 101)
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0f}"))
+    panels[0].set_ylabel("accuracy, %")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
+    )
