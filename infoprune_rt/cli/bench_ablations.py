@@ -45,6 +45,9 @@ def ablations(
     max_images: Annotated[
         int | None, typer.Option(min=1, help="Pictures of --data that fits see; default 300, with --quick 64.")
     ] = None,
+    picture_batch: Annotated[
+        int, typer.Option(min=1, help="Pictures calibrated at a time; fewer need less memory.")
+    ] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at a time.")] = 128,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Questions differentiated at a time, to save memory (see learn-heads).")
@@ -93,7 +96,11 @@ def ablations(
     from infoprune_rt.model_loading import load_dense_vlm
 
     given: dict[str, Any] = {"seeds": seeds, "calibration_pictures": max_images, "micro_batch": micro_batch}
-    given |= {"answer_batch": batch_size, "checkpoint_activations": checkpoint_activations}
+    given |= {
+        "picture_batch": picture_batch,
+        "answer_batch": batch_size,
+        "checkpoint_activations": checkpoint_activations,
+    }
     base = Options().quick() if quick else Options()
     options = replace(base, **{name: value for name, value in given.items() if value is not None})
     place = work or Path("runs/ablations-quick" if quick else "runs/ablations")

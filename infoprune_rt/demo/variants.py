@@ -37,14 +37,12 @@ class Variant:
 class Workbench:
     """A loaded model with its calibration pictures; compresses its tower in any way and puts results in place."""
 
-    def __init__(self, vlm: LoadedVLM, calibration: list[Path]) -> None:
+    def __init__(self, vlm: LoadedVLM, calibration: list[Path], batch_size: int = 32) -> None:
         self.vlm, self.adapter = vlm, vlm.adapter
         self.dense: nn.Module = vlm.adapter.tower_of(vlm.model)
         self.vision_config = vlm.adapter.vision_config(vlm.model.config)
         self.shape: TowerShape = vlm.adapter.shape(self.vision_config)
-        self.batches: TowerBatches = tower_batches(
-            calibration, vlm.processor.image_processor, vlm.adapter, batch_size=32
-        )
+        self.batches: TowerBatches = tower_batches(calibration, vlm.processor.image_processor, vlm.adapter, batch_size)
 
     def plan(
         self, masks: Tensor | None = None, ffn: FFNPlan | None = None, *, refit: bool = True, sequential: bool = True

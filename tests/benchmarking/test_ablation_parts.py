@@ -160,8 +160,11 @@ def test_a_question_without_a_type_counts_under_its_family() -> None:
 
 
 def test_the_knee_is_the_smallest_form_level_with_the_best() -> None:
-    assert knee([(0.9, 97.0), (0.5, 96.2), (0.4, 90.0)]) == (0.5, 96.2)
-    assert knee([(0.3, 35.0), (0.2, 35.4)]) == (0.2, 35.4)
+    def bend(*points: tuple[float, float]) -> float:
+        return float(knee([{"parameters_left": x, "accuracy": {"overall": y}} for x, y in points])["parameters_left"])
+
+    assert bend((0.9, 97.0), (0.5, 96.2), (0.4, 90.0)) == 0.5
+    assert bend((0.3, 35.0), (0.2, 35.4)) == 0.2
 
 
 def test_eulers_residual_is_nought_for_balanced_pulls_and_one_for_agreeing_ones() -> None:
@@ -198,9 +201,10 @@ def test_a_restyled_data_set_asks_the_same_of_other_pictures(tmp_path: Path, sty
 
 
 def test_what_is_learnt_once_is_estimated_once() -> None:
-    shared = [Job({"name": i}, dict, Cost(10, 200, 1, "zeta, seed 0")) for i in range(6)]
-    single = [Job({"name": "x"}, dict, Cost(steps=50))]
-    assert Rates(question=0.1, step=2.0, fit=3.0).seconds(shared + single) == pytest.approx(6 + 2 * 250 + 18)
+    shared = [Job({"name": i}, dict, Cost(10, 200, 200, 1, "zeta, seed 0")) for i in range(6)]
+    single = [Job({"name": "x"}, dict, Cost(steps=50, task_steps=5))]
+    rates = Rates(question=0.1, step=0.5, task_step=2.0, fit=3.0)
+    assert rates.seconds(shared + single) == pytest.approx(6 + 0.5 * 250 + 2 * 205 + 18)
 
 
 def test_quick_options_are_some_of_the_full_ones() -> None:

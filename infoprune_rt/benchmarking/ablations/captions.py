@@ -6,12 +6,12 @@ from typing import Any
 
 from infoprune_rt.benchmarking.ablations import epsilon, gradients, heads, question_types, shift
 
-_INTERVAL = "Mean with its 95 % interval (Student's t) over n = {seeds} seeds; what has no seed is one number."
+_INTERVAL = "Means over n = {seeds} seeds with their 95 % interval (Student's t); of one number there is no interval."
 _TEXTS = {
     heads.GROUP: "Accuracy over the share of heads removed, by way of scoring, the same budget for all. " + _INTERVAL,
     epsilon.GROUP: "Accuracy over what is left of the blocks, all FFNs compressed alike and all heads kept, by ε "
-    "and by k (rank, or kept neurons). A ring marks the knee: the smallest form within one point of its curve's best. "
-    "One fit each.",
+    "(solid) and by k (rank, or kept neurons; dashed). A ring marks the knee: the smallest form within one point of "
+    "its curve's best. One fit each.",
     gradients.GROUP: "Norm of each term's gradient with respect to the gates' logits, step by step, while eRank alone "
     "or the whole loss drives. One seed.",
     question_types.GROUP: "Accuracy by type of question while the FFNs of more and more blocks become linear, those "

@@ -8,6 +8,7 @@ from typing import Any
 
 from infoprune_rt.benchmarking.ablations.jobs import Cost, Job
 from infoprune_rt.benchmarking.ablations.subject import Subject
+from infoprune_rt.benchmarking.ablations.work_file import Row
 from infoprune_rt.plan import FFNMode, FFNPlan
 from infoprune_rt.pruning.ffn_forms import round_size
 
@@ -47,7 +48,8 @@ def _measure(subject: Subject, mode: FFNMode, epsilon: float | None, size: int |
     return subject.measured(subject.bench.variant(mode, mode, plan))
 
 
-def knee(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The most compressed (share of parameters left, accuracy) within ``CLOSE`` points of the most accurate."""
-    best = max(accuracy for _, accuracy in points)
-    return min(point for point in points if point[1] >= best - CLOSE)
+def knee(rows: Sequence[Row]) -> Row:
+    """Of one curve, the row with the fewest parameters left within ``CLOSE`` points of its best."""
+    best = max(row["accuracy"]["overall"] for row in rows)
+    level = [row for row in rows if row["accuracy"]["overall"] >= best - CLOSE]
+    return min(level, key=lambda row: row["parameters_left"])

@@ -26,13 +26,13 @@ from infoprune_rt.benchmarking.ablations.summary import select
 from infoprune_rt.files import write_file
 
 DPI, PANEL_WIDTH, PANEL_HEIGHT = 110, 4.6, 3.5  # inches
-CHARACTERS_PER_INCH, LINE = 13.5, 0.17  # of the caption
+CHARACTERS_PER_INCH, LINE = 16, 0.17  # of the caption
 SOFT, RULE = "#59636e", "#dfe3e6"
 
 Draw = Callable[[Figure, list[dict[str, Any]]], None]
 FIGURES: dict[str, tuple[int, int, Draw]] = {  # group -> rows and columns of panels, and who fills them
     heads.GROUP: (2, 4, plot_heads),
-    epsilon.GROUP: (1, 2, plot_epsilon),
+    epsilon.GROUP: (1, 3, plot_epsilon),
     gradients.GROUP: (2, 4, plot_gradients),
     question_types.GROUP: (1, 2, plot_question_types),
     shift.GROUP: (1, 2, plot_shift),

@@ -57,9 +57,9 @@ class Trace:
         return dict(self.columns)
 
 
-def calibration_gram(subject: Subject, seed: int) -> Tensor:
-    """Gram matrices [L, n, n] of the dense stream over ``GRAM_ITEMS`` calibration items drawn by the seed."""
-    count = min(GRAM_ITEMS, len(subject.batches))
+def calibration_gram(subject: Subject, seed: int, limit: int = GRAM_ITEMS) -> Tensor:
+    """Gram matrices [L, n, n] of the dense stream over ``limit`` calibration items drawn by the seed."""
+    count = min(limit, len(subject.batches))
     items = np.random.default_rng([seed, 1]).permutation(len(subject.batches))[:count].tolist()
     size = subject.options.batch_size
     chunks = [items[i : i + size] for i in range(0, count, size)]
@@ -83,7 +83,7 @@ def follow(subject: Subject, drive: Drive, *, steps: int, seed: int, task_every:
     with frozen(subject.vlm.model), checkpointed_layers(subject.vlm.model, options.checkpoint_activations):
         for step in range(steps):
             zeta = gates.zeta()
-            slopes = _information_slopes(gram, dense, zeta, heads.head_dim)
+            slopes = information_slopes(gram, dense, zeta, heads.head_dim)
             if task_steps is not None and step % task_steps == 0:
                 slopes["task"] = _task_slope(subject, zeta, step, seed)
             by_logit = {
@@ -99,7 +99,7 @@ def follow(subject: Subject, drive: Drive, *, steps: int, seed: int, task_every:
     return trace
 
 
-def _information_slopes(gram: Tensor, dense: Tensor, zeta: Tensor, head_dim: int) -> dict[str, Tensor]:
+def information_slopes(gram: Tensor, dense: Tensor, zeta: Tensor, head_dim: int) -> dict[str, Tensor]:
     """dL/dzeta [L, H] of both information terms, each the mean over blocks."""
     gated = singular_values_from_gram(gated_gram(gram, zeta, head_dim))
     terms = {"erank": erank_change(dense, gated).mean(), "ks": ks_spectral(dense, gated).mean()}

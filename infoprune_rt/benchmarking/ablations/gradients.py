@@ -25,9 +25,10 @@ def jobs(subject: Subject) -> list[Job]:
     drives += [(WHOLE, Drive(whole, "Adam", ADAM_RATES[1]))]
     found = []
     for name, drive in drives:
-        steps = options.followed_steps // (1 if "task" in drive.weights else options.task_every)
+        steps = options.followed_steps
+        task_steps = steps if "task" in drive.weights else steps // options.task_every
         key = {"group": GROUP, "name": name, "optimizer": drive.optimizer, "lr": drive.lr, "seed": 0}
-        found.append(Job(key, partial(_measure, subject, drive), Cost(steps=steps)))
+        found.append(Job(key, partial(_measure, subject, drive), Cost(steps=steps, task_steps=task_steps)))
     return found
 
 

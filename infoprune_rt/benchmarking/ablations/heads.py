@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from infoprune_rt.benchmarking.ablations.jobs import Cost, Job
-from infoprune_rt.benchmarking.ablations.objectives import WAYS, learning_cost, scores, seeds_of
+from infoprune_rt.benchmarking.ablations.jobs import Job
+from infoprune_rt.benchmarking.ablations.objectives import WAYS, cost, scores, seeds_of
 from infoprune_rt.benchmarking.ablations.subject import Subject
 from infoprune_rt.pruning.selection import budget
 
@@ -20,7 +20,7 @@ def jobs(subject: Subject) -> list[Job]:
         Job(
             {"group": GROUP, "name": way, "seed": seed, "removed": removed, "refit": refit},
             partial(_measure, subject, way, seed, removed, refit),
-            Cost(len(subject.data.test), learning_cost(way, seed, options).steps, int(refit), f"{way}, seed {seed}"),
+            cost(subject, way, seed, fits=int(refit)),
         )
         for way in WAYS
         for seed in seeds_of(way, options)

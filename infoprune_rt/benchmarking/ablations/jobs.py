@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from infoprune_rt.benchmarking.ablations.following import calibration_gram, information_slopes
 from infoprune_rt.benchmarking.ablations.subject import Subject
 from infoprune_rt.benchmarking.ablations.work_file import Row
 from infoprune_rt.evaluation.answering import answer
 from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.gate_gradient import collate_parts, gate_gradient
+from infoprune_rt.pruning.information import singular_values_from_gram
 from infoprune_rt.pruning.task_loss import frozen
 
 PROBE = 64  # questions
@@ -21,10 +23,12 @@ PROBE = 64  # questions
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job takes, in things whose time a probe can tell. learning: the name of the run that is paid once."""
+    """What a job takes, in things whose time a probe can tell: questions answered; steps of learning, and those of them
+    that go through the whole model; fits of all FFNs. learning: the name of the run that jobs share and pay once."""
 
     questions: int = 0
     steps: int = 0
+    task_steps: int = 0
     fits: int = 0
     learning: str | None = None
 
@@ -46,10 +50,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds a question answered, a step of learning zeta, a fit of all FFNs."""
+    """Seconds a question, a step (its information terms), a step's task loss, a fit."""
 
     question: float
     step: float
+    task_step: float
     fit: float
 
     @classmethod
@@ -57,27 +62,38 @@ class Rates:
         """Measured on this machine and model: a few questions, one step, one fit."""
         model, processor, options = subject.vlm.model, subject.vlm.processor, subject.options
         questions = subject.data.test[:PROBE]
-        parts = collate_parts(
-            subject.batches, range(min(options.batch_size, len(subject.batches))), options.micro_batch
-        )
-        ones = torch.ones(len(subject.heads.blocks), subject.heads.num_heads, device=model.device)
+        items = range(min(options.batch_size, len(subject.batches)))
+        gram = calibration_gram(subject, seed=0, limit=len(items))
+        dense = singular_values_from_gram(gram)
+        zeta = torch.ones(len(gram), subject.heads.num_heads, device=gram.device, requires_grad=True)
+
+        def answering() -> None:
+            answer(model, processor, questions, options.answer_batch, progress=False)
 
         def step() -> None:
+            information_slopes(gram, dense, zeta, subject.heads.head_dim)
+
+        def task_step() -> None:
+            parts = collate_parts(subject.batches, items, options.micro_batch)
             with frozen(model):
-                gate_gradient(model, subject.heads, ones, parts)
+                gate_gradient(model, subject.heads, zeta.detach().to(model.device), parts)
 
         def fit() -> None:
             subject.bench.variant("", "", subject.plan(None, FFNPlan(mode="rrr", size=16)))
 
-        answering = _seconds(lambda: answer(model, processor, questions, options.answer_batch, progress=False))
-        return cls(answering / len(questions), _seconds(step), _seconds(fit))
+        question = _seconds(answering) / len(questions)
+        return cls(question, _seconds(step), _seconds(task_step), _seconds(fit))
 
     def seconds(self, jobs: Sequence[Job]) -> float:
         """About how long these take; what several share is counted once."""
-        learnt = {job.cost.learning: job.cost.steps for job in jobs if job.cost.learning is not None}
-        steps = sum(learnt.values()) + sum(job.cost.steps for job in jobs if job.cost.learning is None)
-        questions = sum(job.cost.questions for job in jobs)
-        return self.question * questions + self.step * steps + self.fit * sum(job.cost.fits for job in jobs)
+        costs = [job.cost for job in jobs]
+        learning = [*{c.learning: c for c in costs if c.learning}.values(), *(c for c in costs if not c.learning)]
+        return (
+            self.question * sum(c.questions for c in costs)
+            + self.step * sum(c.steps for c in learning)
+            + self.task_step * sum(c.task_steps for c in learning)
+            + self.fit * sum(c.fits for c in costs)
+        )
 
 
 def _seconds(call: Callable[[], object]) -> float:

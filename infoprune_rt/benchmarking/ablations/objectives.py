@@ -9,6 +9,7 @@ from pathlib import Path
 from infoprune_rt.benchmarking.ablations.following import Drive, follow
 from infoprune_rt.benchmarking.ablations.jobs import Cost
 from infoprune_rt.benchmarking.ablations.options import Options
+from infoprune_rt.benchmarking.ablations.styles import PLAIN
 from infoprune_rt.benchmarking.ablations.subject import Subject
 from infoprune_rt.evaluation.training_batches import VQABatches
 from infoprune_rt.pruning.head_methods import score_heads
@@ -22,31 +23,30 @@ WITH_TASK: dict[str, tuple[bool, bool]] = {  # whether eRank, whether KS
     TASK_KS: (False, True),
     TASK: (False, False),
 }
-ALONE = {
-    "eRank alone": Drive({"erank": 1.0}, jitter=0.1),
-    "KS alone": Drive({"ks": 1.0}, jitter=0.1),
-}
-CONTROLS: dict[str, ScoreMethod] = {"Michel's gradient": "michel", "magnitude": "magnitude", "random": "random"}
+ERANK_ALONE, KS_ALONE = "eRank alone", "KS alone"
+ALONE = {ERANK_ALONE: Drive({"erank": 1.0}, jitter=0.1), KS_ALONE: Drive({"ks": 1.0}, jitter=0.1)}
+MICHEL, MAGNITUDE, RANDOM = "Michel's gradient", "magnitude", "random"
+CONTROLS: dict[str, ScoreMethod] = {MICHEL: "michel", MAGNITUDE: "magnitude", RANDOM: "random"}
 WAYS = (*WITH_TASK, *ALONE, *CONTROLS)
 MICHEL_SHARE = 10  # Michel's gradient takes this many times fewer batches: it learns nothing step by step
 
 
 def seeds_of(way: str, options: Options) -> range:
     """Weights alone have no seed."""
-    return range(1 if way == "magnitude" else options.seeds)
+    return range(1 if way == MAGNITUDE else options.seeds)
 
 
-def learning_cost(way: str, seed: int, options: Options) -> Cost:
-    """The steps through the whole model that a score takes."""
-    steps = options.steps if way in WITH_TASK else _michel_steps(options) if way == "Michel's gradient" else 0
-    return Cost(steps=steps, learning=f"{way}, seed {seed}")
+def cost(subject: Subject, way: str, seed: int, *, fits: int, style: str = PLAIN) -> Cost:
+    """Of a row by this score, learnt on this style."""
+    options = subject.options
+    steps = 0 if way in CONTROLS else options.steps
+    task_steps = _michel_steps(options) if way == MICHEL else 0 if way in ALONE else steps
+    return Cost(len(subject.data.test), steps, task_steps, fits, f"{way}, {style}, seed {seed}")
 
 
-def scores(
-    subject: Subject, way: str, seed: int, batches: VQABatches | None = None, place: str = "plain"
-) -> HeadScores:
-    """Learnt now, or read if it was before. batches: other questions than the calibration data's; kept in ``place``."""
-    folder = subject.work / "heads" / place / f"{_slug(way)}-{seed}"
+def scores(subject: Subject, way: str, seed: int, batches: VQABatches | None = None, style: str = PLAIN) -> HeadScores:
+    """Learnt now, or read if it was before. batches: the calibration questions in another style than plain."""
+    folder = subject.learnt / style / f"{_slug(way)}-{seed}"
     if (folder / SCORES).exists():
         return HeadScores.read(folder / SCORES)
     if way in ALONE:

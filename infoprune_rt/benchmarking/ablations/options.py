@@ -16,9 +16,9 @@ class Options:
     an objective has them. steps: Adam steps that learn zeta; batch_size: questions in each. epsilons: the paper's
     Table 4. ranks: shares of the tower's width d. neurons: shares of the FFN's width m. followed_steps: steps of the
     gradient study; task_every: how many of them share one measurement of the task's gradient where that does not
-    drive. linear_shares: fractions of the blocks whose FFNs are linearised. calibration_pictures: of the calibration
-    data, the first so many fit FFNs and projections. answer_batch: questions answered at a time. micro_batch and
-    checkpoint_activations: as in ``HeadTrainingSettings``.
+    drive. linear_shares: fractions of the blocks whose FFNs are linearised. calibration_pictures: the first so many
+    of the calibration data fit FFNs and projections, picture_batch at a time (which ones are held out depends on it).
+    answer_batch: questions answered at a time. micro_batch, checkpoint_activations: as in ``HeadTrainingSettings``.
     """
 
     seeds: int = 3
@@ -34,12 +34,21 @@ class Options:
     task_every: int = 10
     linear_shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     calibration_pictures: int = 300
+    picture_batch: int = 32
     answer_batch: int = 128
     micro_batch: int | None = None
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        counts = ("seeds", "steps", "batch_size", "followed_steps", "calibration_pictures", "answer_batch")
+        counts = (
+            "seeds",
+            "steps",
+            "batch_size",
+            "followed_steps",
+            "calibration_pictures",
+            "picture_batch",
+            "answer_batch",
+        )
         for name in counts:
             if getattr(self, name) < 1:
                 raise InfopruneError(f"ablations: {name} must be at least 1, not {getattr(self, name)}")

@@ -7,32 +7,37 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from infoprune_rt.benchmarking.ablations import epsilon, question_types, shift
 from infoprune_rt.benchmarking.ablations.following import TERMS
-from infoprune_rt.benchmarking.ablations.objectives import ALONE, CONTROLS, PAPER, TASK, TASK_ERANK, TASK_KS
+from infoprune_rt.benchmarking.ablations.objectives import (
+    ERANK_ALONE,
+    KS_ALONE,
+    MAGNITUDE,
+    MICHEL,
+    PAPER,
+    RANDOM,
+    TASK,
+    TASK_ERANK,
+    TASK_KS,
+)
 from infoprune_rt.benchmarking.ablations.summary import families, over_seeds, select, values
 from infoprune_rt.benchmarking.ablations.work_file import Row
 
 Style = dict[str, Any]
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0067a8", "#d1742f", "#3c8d40", "#b3262e", "#7a4fa3", "#8b949e"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0067a8", "#d1742f", "#3c8d40", "#b3262e", "#7a4fa3"
+BLACK, GREY, PALE = "#333333", "#8b949e", "#c2c8ce"
 WAYS: dict[str, Style] = {  # the paper's objective stands out, controls are dashed
     PAPER: {"color": BLUE, "lw": 2.4, "marker": "o", "zorder": 5},
     TASK_ERANK: {"color": GREEN, "marker": "s"},
     TASK_KS: {"color": ORANGE, "marker": "D"},
     TASK: {"color": PURPLE, "marker": "^"},
-    **dict(
-        zip(
-            ALONE,
-            ({"color": GREEN, "ls": ":", "marker": "s"}, {"color": ORANGE, "ls": ":", "marker": "D"}),
-            strict=True,
-        )
-    ),
-    **{
-        name: {"color": c, "ls": "--", "marker": "x"}
-        for name, c in zip(CONTROLS, ("#333333", GREY, "#c2c8ce"), strict=True)
-    },
+    ERANK_ALONE: {"color": GREEN, "ls": ":", "marker": "s"},
+    KS_ALONE: {"color": ORANGE, "ls": ":", "marker": "D"},
+    MICHEL: {"color": BLACK, "ls": "--", "marker": "x"},
+    MAGNITUDE: {"color": GREY, "ls": "--", "marker": "x"},
+    RANDOM: {"color": PALE, "ls": "--", "marker": "x"},
 }
 MODES: dict[str, Style] = {"taylor": {"color": RED}, "rrr": {"color": ORANGE}, "neurons": {"color": BLUE}}
 TERM_NAMES = dict(zip(TERMS, ("task", "eRank", "KS"), strict=True))
@@ -50,7 +55,7 @@ def plot_heads(figure: Figure, rows: list[Row]) -> None:
             for i, way in enumerate(values(rows, "name")):
                 _curve(axes, select(rows, name=way, refit=refit), family, way, (i - 4) * DODGE)
             axes.set_title(f"{title}{', refit' if refit else ''}")
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.set_xticks(values(rows, "removed"))
     for axes in grid[-1]:
         axes.set_xlabel("heads removed")
@@ -70,33 +75,31 @@ def _curve(axes: Axes, rows: Sequence[Row], family: str, way: str, shift_x: floa
 
 
 def plot_epsilon(figure: Figure, rows: list[Row]) -> None:
-    """Accuracy over what is left of the blocks: by epsilon, by size; every point with its epsilon or k."""
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, field, title in zip(panels, ("epsilon", "size"), ("by ε", "by k"), strict=True):
-        for mode, style in MODES.items():
+    """Accuracy over epsilon, over k, and over what is left of the blocks (solid: by epsilon, dashed: by k)."""
+    by_epsilon, by_size, by_parameters = panels = figure.subplots(1, 3, sharey=True)
+    for mode, style in MODES.items():
+        for axes, field, line in ((by_epsilon, "epsilon", "-"), (by_size, "size", "--")):
             found = [row for row in select(rows, name=mode) if row[field] is not None]
-            points = [(row["parameters_left"], row["accuracy"]["overall"]) for row in found]
-            if not points:
-                continue
-            axes.plot(*zip(*sorted(points), strict=True), "o-", label=mode, ms=4, **style)
-            axes.plot(*epsilon.knee(points), "o", ms=11, mfc="none", mew=1.6, color=style["color"])
-            _label_points(axes, points, [f"{row[field]:g}" for row in found], style["color"])
-        axes.set(title=title, xlabel="block parameters left")
-        axes.xaxis.set_major_formatter(PercentFormatter(1))
-    panels[0].set_ylabel("accuracy, %")
-    panels[1].legend(frameon=False, fontsize=9, loc="center right")
+            if found:
+                _knee_curve(axes, found, field, mode, {"ls": line, **style})
+                _knee_curve(by_parameters, found, "parameters_left", mode, {"ls": line, **style})
+    by_epsilon.set(title="by ε", xlabel="ε", ylabel="accuracy, %", xscale="log")
+    by_size.set(title="by k", xlabel="k: rank, or kept neurons", xscale="log")
+    by_parameters.set(title="by what is left", xlabel="block parameters left")
+    by_parameters.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    for axes, field in ((by_epsilon, "epsilon"), (by_size, "size")):
+        axes.set_xticks(sorted(values(rows, field)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    by_epsilon.legend(frameon=False, fontsize=9)
+    panels[0].margins(y=0.08)
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], color: str) -> None:
-    """Labels of points that coincide stand in one line."""
-    places: dict[tuple[float, float], list[str]] = {}
-    for (x, y), label in zip(points, labels, strict=True):
-        places.setdefault((round(x, 2), round(y)), []).append(label)
-    for i, (place, found) in enumerate(sorted(places.items())):
-        above = 7 if i % 2 else -13
-        axes.annotate(
-            ", ".join(found), place, (0, above), textcoords="offset points", ha="center", fontsize=7, color=color
-        )
+def _knee_curve(axes: Axes, rows: Sequence[Row], field: str, mode: str, style: Style) -> None:
+    points = sorted((row[field], row["accuracy"]["overall"]) for row in rows)
+    bend = epsilon.knee(rows)
+    axes.plot(*zip(*points, strict=True), marker="o", label=mode, ms=4, **style)
+    axes.plot(bend[field], bend["accuracy"]["overall"], "o", ms=11, mfc="none", mew=1.6, color=style["color"])
 
 
 def plot_gradients(figure: Figure, rows: list[Row]) -> None:

@@ -19,7 +19,7 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import make_directory, write_text
 from infoprune_rt.progress import progress_bars
 
-ROWS, LEARNT, PICTURES = "rows.jsonl", "heads", "pictures"  # what a work directory holds
+ROWS = "rows.jsonl"
 STUDIES = (heads, epsilon, gradients, question_types, shift)
 Say = Callable[[str], None]
 
@@ -52,7 +52,7 @@ def run_ablations(subject: Subject, path: Path, say: Say) -> dict[str, Any]:
     }
     write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     draw(result, path)
-    _clear(subject.work)
+    _clear(subject)
     return result
 
 
@@ -73,10 +73,10 @@ def _measure(jobs: list[Job], work: WorkFile) -> None:
             bars.advance(bar)
 
 
-def _clear(folder: Path) -> None:
+def _clear(subject: Subject) -> None:
     """A finished run has nothing to go on with; the next one measures anew. Other files are let alone."""
-    (folder / ROWS).unlink()
-    for name in (LEARNT, PICTURES):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    (subject.work / ROWS).unlink()
+    for folder in (subject.learnt, subject.pictures):
+        shutil.rmtree(folder, ignore_errors=True)
+    if not any(subject.work.iterdir()):
+        subject.work.rmdir()

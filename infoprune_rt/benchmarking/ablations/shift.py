@@ -7,7 +7,7 @@ from typing import Any
 
 from infoprune_rt.benchmarking.ablations.epsilon import sizes
 from infoprune_rt.benchmarking.ablations.jobs import Cost, Job
-from infoprune_rt.benchmarking.ablations.objectives import PAPER, learning_cost, scores
+from infoprune_rt.benchmarking.ablations.objectives import PAPER, cost, scores
 from infoprune_rt.benchmarking.ablations.styles import PLAIN, STYLES, restyled
 from infoprune_rt.benchmarking.ablations.subject import Subject
 from infoprune_rt.demo.variants import Variant
@@ -44,10 +44,11 @@ class _Study:
     def job(self, name: str, seed: int | None, fitted_on: str | None, tested_on: str) -> Job:
         """One recipe, fitted on one style, tested on another."""
         key = {"group": GROUP, "name": name, "seed": seed, "fitted_on": fitted_on, "tested_on": tested_on}
-        steps = 0 if seed is None else learning_cost(PAPER, seed, self.subject.options).steps
-        learning = f"{fitted_on}: {PAPER}, seed {seed}".removeprefix(f"{PLAIN}: ")
-        cost = Cost(len(self.subject.data.test), steps, int(name != DENSE), learning if steps else None)
-        return Job(key, partial(self._measure, name, seed, fitted_on, tested_on), cost)
+        if seed is None or fitted_on is None:
+            taken = Cost(len(self.subject.data.test), fits=int(name != DENSE))
+        else:
+            taken = cost(self.subject, PAPER, seed, fits=1, style=fitted_on)
+        return Job(key, partial(self._measure, name, seed, fitted_on, tested_on), taken)
 
     def _measure(self, name: str, seed: int | None, fitted_on: str | None, tested_on: str) -> dict[str, Any]:
         test = self.data("test", tested_on)
@@ -66,7 +67,7 @@ class _Study:
 
     def _data(self, which: str, style: str) -> VQADataset:
         dataset: VQADataset = getattr(self.subject.data, which)
-        return restyled(dataset, style, self.subject.work / "pictures" / f"{which}-{style}")
+        return restyled(dataset, style, self.subject.pictures / f"{which}-{style}")
 
 
 def _neurons(subject: Subject) -> int:

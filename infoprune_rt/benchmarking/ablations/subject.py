@@ -40,12 +40,14 @@ class Subject:
 
     def __init__(self, name: str, vlm: LoadedVLM, data: Data, options: Options, work: Path) -> None:
         self.name, self.vlm, self.data, self.options, self.work = name, vlm, data, options, work
+        self.learnt, self.pictures = work / "heads", work / "pictures"
         self.bench = self.bench_on(data.calibration)
         self.used_blocks = vlm.adapter.used_blocks(vlm.model.config)
 
     def bench_on(self, calibration: VQADataset) -> Workbench:
         """A bench whose fits see the first pictures of this data set."""
-        return Workbench(self.vlm, calibration.image_paths[: self.options.calibration_pictures])
+        options = self.options
+        return Workbench(self.vlm, calibration.image_paths[: options.calibration_pictures], options.picture_batch)
 
     @property
     def shape(self) -> TowerShape:
