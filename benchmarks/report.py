@@ -154,9 +154,8 @@ def ablation(path: Path, name: str) -> str:
     result = json.loads(path.read_text())
     group, make = ABLATIONS[name]
     picture = figure_path(path, group).relative_to(ROOT)
-    told = caption(result, group)
-    shown = f"\n![{told}]({picture})\n" if name == group else ""
-    return f"{_table(*make(result['rows']))}\n{told}\n{shown}{_source(result, path)}"
+    shown = f"\n![{name}, on {result['model']}]({picture})\n" if name == group else ""
+    return f"{_table(*make(result['rows']))}\n{caption(result, group)}\n{shown}{_source(result, path)}"
 
 
 def ablation_verdicts(path: Path) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infoprune_rt.benchmarking.ablations.subject import Data
     from infoprune_rt.evaluation.dataset import VQADataset
 
-_SCENES, _QUICK_SCENES = 300, 40
+_SCENES, _QUICK_SCENES = 250, 40
 _Files = tuple[list[Path] | None, Path | None, Path | None]  # questions, VQAv2's annotations, folder of pictures
 
 

@@ -1,4 +1,4 @@
-"""A random Qwen2-VL of two blocks and a few handwriting scenes: everything the ablations do, in seconds."""
+"""A random Qwen2-VL of two blocks and a few handwriting scenes on disk: all that the ablations do, in seconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import torch
 from transformers import Qwen2VLConfig
 
 from infoprune_rt.benchmarking.ablations.options import Options
-from infoprune_rt.benchmarking.ablations.subject import Data, Subject
-from infoprune_rt.demo.handwriting import read_handwriting, write_handwriting
+from infoprune_rt.demo.handwriting import write_handwriting
 from infoprune_rt.demo.tiny_vlm import build_config, build_model, build_processor, build_tokenizer
-from infoprune_rt.model_loading import LoadedVLM
-from infoprune_rt.towers import adapter_for
 
-NAME = "a random Qwen2-VL"
+BLOCKS, HEADS, SCENES = 2, 4, 2
 SMALL = replace(
     Options().quick(),
     steps=2,
@@ -30,20 +27,24 @@ SMALL = replace(
 )
 
 
-def small_vlm() -> LoadedVLM:
+def save_small_vlm(folder: Path) -> None:
+    """A dense checkpoint with its processor."""
     torch.manual_seed(0)
     values = build_config(build_tokenizer()).to_dict()
-    values["vision_config"] |= {"depth": 2, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2}
-    model = build_model(Qwen2VLConfig(**values)).eval()
-    return LoadedVLM(model, build_processor(), adapter_for(model.config))
+    values["vision_config"] |= {"depth": BLOCKS, "embed_dim": 64, "num_heads": HEADS, "mlp_ratio": 2}
+    build_model(Qwen2VLConfig(**values)).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
 
 
-def scenes(folder: Path) -> Data:
-    for name, split, seed in (("calibration", "train", 1), ("test", "test", 2)):
-        if not (folder / name).exists():
-            write_handwriting(folder / name, split, 2, seed)
-    return Data(*(read_handwriting(folder / name) for name in ("calibration", "test")))
+def draw_scenes(folder: Path) -> list[str]:
+    """Scenes to learn and to test on, and the options that name their official files."""
+    write_handwriting(folder / "train", "train", SCENES, seed=1)
+    write_handwriting(folder / "test", "test", SCENES, seed=2)
+    return _named(folder / "train", "--") + _named(folder / "test", "--test-")
 
 
-def small_subject(folder: Path, options: Options = SMALL) -> Subject:
-    return Subject(NAME, small_vlm(), scenes(folder / "scenes"), options, folder / "work")
+def _named(folder: Path, prefix: str) -> list[str]:
+    files = ("v2_OpenEnded_handwriting_questions.json", "TextVQA_handwriting.json", "gqa_handwriting_questions.json")
+    asked = [word for name in files for word in (f"{prefix}data", str(folder / name))]
+    answers = str(folder / "v2_handwriting_annotations.json")
+    return [*asked, f"{prefix}annotations", answers, f"{prefix}images", str(folder / "images")]

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 import runpy
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ablation_subjects import NAME, SMALL, small_subject
+from ablation_subjects import BLOCKS, HEADS, SCENES, SMALL, draw_scenes, save_small_vlm
 
 from infoprune_rt.benchmarking.ablations import objectives
 from infoprune_rt.benchmarking.ablations.captions import caption
 from infoprune_rt.benchmarking.ablations.figures import FIGURES, figure_path
-from infoprune_rt.benchmarking.ablations.run import STUDIES, run_ablations
+from infoprune_rt.benchmarking.ablations.options import Options
+from infoprune_rt.benchmarking.ablations.run import STUDIES
 from infoprune_rt.benchmarking.ablations.subject import Subject
 from infoprune_rt.benchmarking.ablations.tables import TABLES
 from infoprune_rt.benchmarking.ablations.verdicts import verdicts
 from infoprune_rt.benchmarking.ablations.work_file import WorkFile
 from infoprune_rt.cli import main
-from infoprune_rt.errors import InfopruneError
 from infoprune_rt.pruning import head_training
 
 TOP = {"date", "command", "environment", "model", "questions", "pictures", "options", "rows"}
 MEASURED = {"group", "name", "accuracy", "types", "parameters_left", "heads_per_block", "ffn_per_block"}
-Interrupted = tuple[Path, dict[str, Any], list[str], list[str]]
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,14 +32,30 @@ class StoppedError(Exception):
     """What ends a run between two rows."""
 
 
+@dataclass
+class Run:
+    """A command that was stopped before its fifth row was kept, refused with another seed count, and repeated."""
+
+    path: Path
+    name: str  # of the model
+    measured: list[str] = field(default_factory=list)  # by all calls, in order
+    learnt: list[str] = field(default_factory=list)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The file's content."""
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        return found
+
+
 @pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
-    """A run that was stopped before its fifth row was kept, then repeated: its file and result, which rows each call
-    measured, and what was learnt, in order."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("ablations")
-    path = folder / "out" / "result.json"
-    measured: list[str] = []
-    learnt: list[str] = []
+    model, work = folder / "model", folder / "work"
+    run = Run(folder / "out" / "result.json", str(model))
+    save_small_vlm(model)
+    words = ["bench", "ablations", "--quick", "--model", str(model), *draw_scenes(folder)]
+    words += ["--json", str(run.path), "--work", str(work)]
     keep, measure, score = WorkFile.append, Subject.measured, objectives.score_heads
 
     def stop(self: WorkFile, key: Any, row: Any) -> None:
@@ -49,45 +64,47 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
         keep(self, key, row)
 
     def watched(self: Subject, variant: Any, test: Any = None) -> dict[str, Any]:
-        measured.append(variant.name)
+        run.measured.append(variant.name)
         return measure(self, variant, test)
 
-    def scored(method: str, *args: Any, **kwargs: Any) -> Any:
-        learnt.append(method + "|" + str(args[4]))
-        return score(method, *args, **kwargs)  # type: ignore[arg-type]
+    def scored(*args: Any) -> Any:
+        run.learnt.append(f"{args[0]} {args[5]}")
+        return score(*args)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Options, "quick", lambda self: SMALL)
         patch.setattr(Subject, "measured", watched)
         patch.setattr(objectives, "score_heads", scored)
         patch.setattr(head_training, "plot", lambda *_: None)  # a second each, and tested elsewhere
         with pytest.MonkeyPatch.context() as stopping:
             stopping.setattr(WorkFile, "append", stop)
             with pytest.raises(StoppedError):
-                run_ablations(small_subject(folder), path, lambda text: None)
-        assert not path.exists()
-        with pytest.raises(InfopruneError, match=r"another beta \(0.3, now 0.4\)"):
-            run_ablations(small_subject(folder, replace(SMALL, beta=0.4)), path, lambda text: None)
-        result = run_ablations(small_subject(folder), path, lambda text: None)
-    assert not (folder / "work").exists()  # what follows is measured anew
-    return path, result, measured, learnt
+                main(words)
+        assert not run.path.exists()
+        for more, status in ((["--seeds", "2"], 2), ([], 0)):
+            with pytest.raises(SystemExit) as end:
+                main([*words, *more])
+            assert end.value.code == status
+    assert not work.exists()  # what follows is measured anew
+    return run
 
 
 def test_no_row_is_measured_twice_and_no_score_learnt_twice(
-    interrupted: Interrupted,
+    run: Run,
 ) -> None:
-    _, result, measured, learnt = interrupted
-    with_tower = [row for row in result["rows"] if "ffn_sizes" in row]
-    assert len(measured) == len(with_tower) + 1  # the one that was stopped before it was kept
-    assert len(learnt) == len(set(learnt)) == 7 + 2  # all but those that drive alone; the paper's on two other styles
+    with_tower = [row for row in run.result["rows"] if "ffn_sizes" in row]
+    assert len(run.measured) == len(with_tower) + 1  # the one that was stopped before it was kept
+    assert (
+        len(run.learnt) == len(set(run.learnt)) == 7 + 2
+    )  # all but those that drive alone; the paper's on two other styles
 
 
 def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(
-    interrupted: Interrupted,
+    run: Run,
 ) -> None:
-    path, result, _, _ = interrupted
-    assert json.loads(path.read_text()) == json.loads(json.dumps(result))
+    result = run.result
     assert result.keys() == TOP
-    assert (result["model"], result["questions"], result["pictures"]) == (NAME, 16, 2)
+    assert (result["model"], result["questions"], result["pictures"]) == (run.name, 8 * SCENES, SCENES)
     assert {row["group"] for row in result["rows"]} == {study.GROUP for study in STUDIES}
     for row in result["rows"]:
         if row["group"] == "gradients":
@@ -103,20 +120,20 @@ def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(
             assert 0 < row["parameters_left"] <= 1
     heads = [row for row in result["rows"] if row["group"] == "heads"]
     assert {row["name"] for row in heads} == set(objectives.WAYS)
-    assert {sum(row["heads_per_block"]) for row in heads} == {4}  # half of 2 x 4, whatever the way
+    assert {sum(row["heads_per_block"]) for row in heads} == {BLOCKS * HEADS // 2}  # whatever the way
 
 
 def test_every_caption_and_picture_names_the_model(
-    interrupted: Interrupted,
+    run: Run,
 ) -> None:
-    path, result, _, _ = interrupted
+    path, result = run.path, run.result
     for group in FIGURES:
-        assert NAME in caption(result, group)
+        assert run.name in caption(result, group)
         assert figure_path(path, group).read_bytes().startswith(b"\x89PNG")
 
 
-def test_tables_have_a_cell_in_every_column(interrupted: Interrupted) -> None:
-    _, result, _, _ = interrupted
+def test_tables_have_a_cell_in_every_column(run: Run) -> None:
+    result = run.result
     for group, make in TABLES.values():
         head, body = make(result["rows"])
         assert body, group
@@ -125,10 +142,8 @@ def test_tables_have_a_cell_in_every_column(interrupted: Interrupted) -> None:
     assert verdicts([]) == []
 
 
-def test_the_report_shows_tables_pictures_and_verdicts(
-    interrupted: Interrupted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, result, _, _ = interrupted
+def test_the_report_shows_tables_pictures_and_verdicts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, result = run.path, run.result
     report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
     text = (ROOT / "docs" / "ablations.md").read_text()
     ours = {name: make for name, (file, make) in report["TABLES"].items() if file == "ablations"}
@@ -136,7 +151,7 @@ def test_the_report_shows_tables_pictures_and_verdicts(
     for make in ours.values():
         monkeypatch.setitem(report["ablation"].__globals__, "ROOT", path.parent)
         shown = make(path)
-        assert NAME in shown
+        assert run.name in shown
         assert f"`{result['command']}`" in shown
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from infoprune_rt.benchmarking.ablations import epsilon, question_types, shift
 from infoprune_rt.benchmarking.ablations.following import TERMS
@@ -42,7 +42,9 @@ WAYS: dict[str, Style] = {  # the paper's objective stands out, controls are das
 MODES: dict[str, Style] = {"taylor": {"color": RED}, "rrr": {"color": ORANGE}, "neurons": {"color": BLUE}}
 TERM_NAMES = dict(zip(TERMS, ("task", "eRank", "KS"), strict=True))
 TERM_COLORS = dict(zip(TERMS, (PURPLE, GREEN, ORANGE), strict=True))
+DRIVES = ("#a8d0ea", "#5aa5d6", BLUE, "#f0bcbf", "#dd7a7f", RED, BLACK)  # Adam, SGD, the whole loss
 MOST_TYPES = 9
+LEAST_NORM = 1e-9  # what is smaller is rounding
 DODGE = 0.006  # of the share removed: intervals of different ways do not hide each other
 
 
@@ -59,6 +61,7 @@ def plot_heads(figure: Figure, rows: list[Row]) -> None:
             axes.set_xticks(values(rows, "removed"))
     for axes in grid[-1]:
         axes.set_xlabel("heads removed")
+        axes.set_ylim(top=min(101, axes.get_ylim()[1]))  # an interval may pass 100, an accuracy does not
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy, %")
     figure.legend(
@@ -71,7 +74,16 @@ def _curve(axes: Axes, rows: Sequence[Row], family: str, way: str, shift_x: floa
     points = [(x + shift_x, e) for x, e in found if e is not None]
     means = [e.mean for _, e in points]
     whiskers = [e.half_width or 0.0 for _, e in points]
-    axes.errorbar([x for x, _ in points], means, whiskers, label=way, ms=4, capsize=2, elinewidth=0.9, **WAYS[way])
+    axes.errorbar(
+        [x for x, _ in points],
+        means,
+        whiskers if any(whiskers) else None,
+        label=way,
+        ms=4,
+        capsize=2,
+        elinewidth=0.9,
+        **WAYS[way],
+    )
 
 
 def plot_epsilon(figure: Figure, rows: list[Row]) -> None:
@@ -104,25 +116,30 @@ def _knee_curve(axes: Axes, rows: Sequence[Row], field: str, mode: str, style: S
 
 def plot_gradients(figure: Figure, rows: list[Row]) -> None:
     """A panel per drive, and one with the heads closed by each."""
-    grid = figure.subplots(2, 4).flat
-    *panels, last = grid
+    *panels, last = figure.subplots(2, 4).flat
     for axes, row in zip(panels, rows, strict=True):
         for term in TERMS:
             norms = [(step, norm) for step, norm in enumerate(row[f"gradient_{term}"]) if norm]  # 0 has no logarithm
-            if norms:
-                axes.plot(*zip(*norms, strict=True), label=TERM_NAMES[term], color=TERM_COLORS[term], lw=1.4)
+            marker = "o" if None in row[f"gradient_{term}"] else ""
+            axes.plot(*_columns(norms), marker=marker, ms=3, label=TERM_NAMES[term], color=TERM_COLORS[term], lw=1.4)
         axes.set(title=_drive(row), yscale="log", xlabel="step")
-    low = min(axes.get_ylim()[0] for axes in panels)
-    high = max(axes.get_ylim()[1] for axes in panels)
+    limits = [limit for axes in panels for limit in axes.get_ylim()]
     for axes in panels:
-        axes.set_ylim(max(low, 1e-9), high)
+        axes.set_ylim(max(min(limits), LEAST_NORM), max(limits))
+        axes.yaxis.set_minor_locator(NullLocator())
     for axes in panels[::4]:
         axes.set_ylabel("gradient norm")
     panels[0].legend(frameon=False, fontsize=9)
-    for row, color in zip(rows, (BLUE, "#5aa5d6", "#a8d0ea", RED, "#dd7a7f", "#f0bcbf", "#333333"), strict=True):
-        last.plot(row["heads_closed"], label=_drive(row), color=color, lw=1.4)
+    for row, color in zip(rows, DRIVES, strict=True):
+        last.plot(row["heads_closed"], label=_drive(row), color=color, lw=1.6)
     last.set(title="heads with ζ < 0.5", xlabel="step")
     last.legend(frameon=False, fontsize=7)
+    for axes in (*panels, last):
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _drive(row: Row) -> str:
@@ -146,38 +163,22 @@ def plot_question_types(figure: Figure, rows: list[Row]) -> None:
 
 
 def plot_shift(figure: Figure, rows: list[Row]) -> None:
-    """A panel per recipe: bars by the style tested on, grouped by what it was fitted on."""
+    """A panel per recipe: a place for each style tested on, a mark for each it was fitted on."""
     panels = figure.subplots(1, 2, sharey=True)
-    tested = values(rows, "tested_on")
+    tested, fitted = values(rows, "tested_on"), values(rows, "fitted_on")
     for axes, name in zip(panels, (shift.FFN, shift.BOTH), strict=True):
-        groups = [("dense model", GREY, select(rows, name=shift.DENSE))]
-        found = select(rows, name=name)
-        colors = (BLUE, ORANGE, GREEN)
-        groups += [
-            (f"fitted on {s}", c, select(found, fitted_on=s))
-            for s, c in zip(values(found, "fitted_on"), colors, strict=False)
-        ]
-        width = 0.8 / len(groups)
-        for i, (label, color, chosen) in enumerate(groups):
-            bars = [(x, over_seeds(select(chosen, tested_on=style))) for x, style in enumerate(tested)]
-            present = [(x + (i - (len(groups) - 1) / 2) * width, e) for x, e in bars if e is not None]
-            whiskers = [e.half_width or 0.0 for _, e in present]
-            heights = [e.mean for _, e in present]
-            axes.bar(
-                [x for x, _ in present],
-                heights,
-                width * 0.92,
-                yerr=whiskers,
-                label=label,
-                color=color,
-                capsize=2,
-                error_kw={"lw": 0.9},
-            )
-        axes.set(title=name, xticks=range(len(tested)))
+        marks = [("dense model", BLACK, "_", select(rows, name=shift.DENSE))]
+        for style, color in zip(fitted, (BLUE, ORANGE, GREEN), strict=True):
+            marks.append((f"fitted on {style} pictures", color, "o", select(rows, name=name, fitted_on=style)))
+        for i, (label, color, marker, chosen) in enumerate(marks):
+            found = [(x, over_seeds(select(chosen, tested_on=style))) for x, style in enumerate(tested)]
+            points = [(x + (i - len(marks) / 2) * 0.12, e.mean, e.half_width or 0.0) for x, e in found if e is not None]
+            for x, mean, half in points:
+                axes.errorbar(x, mean, half or None, color=color, marker=marker, ms=8, mew=2, capsize=3, label=label)
+                label = ""  # once in the legend
+        axes.set(title=name, xticks=range(len(tested)), xlim=(-0.5, len(tested) - 0.5))
         axes.set_xticklabels([f"tested on {style}" for style in tested])
-    low = min(e.mean for row in rows if (e := over_seeds([row])) is not None)
-    panels[0].set_ylim(max(0, low - 10), 101)
-    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0f}"))
+    panels[0].yaxis.set_major_locator(MaxNLocator(8, integer=True))
     panels[0].set_ylabel("accuracy, %")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False, fontsize=9

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from infoprune_rt.benchmarking.ablations import epsilon, gradients, heads, question_types, shift
+from infoprune_rt.benchmarking.ablations.following import TERMS
 from infoprune_rt.benchmarking.ablations.summary import cell, families, over_seeds, select, values
 from infoprune_rt.benchmarking.ablations.work_file import Row
 
@@ -58,13 +59,17 @@ def gradients_table(rows: Sequence[Row]) -> Cells:
     """A line per drive: norms at the first and the last step, the Euler residual, and how far the gates came."""
     body = []
     for row in select(rows, group=gradients.GROUP):
-        norms = [f"{row[f'gradient_{term}'][0]:.1e}" for term in ("task", "erank", "ks")]
+        norms = [_norm(row[f"gradient_{term}"][0]) for term in TERMS]
         euler = max(row["euler_erank"] + row["euler_ks"])
         closed = f"{row['heads_closed'][-1]:.0f}"
-        end = [f"{row['gradient_erank'][-1]:.1e}", f"{euler:.0e}", f"{row['mean_zeta'][-1]:.2f}", closed]
+        end = [_norm(row["gradient_erank"][-1]), f"{euler:.0e}", f"{row['mean_zeta'][-1]:.2f}", closed]
         body.append([f"{row['name']}, {row['optimizer']}, lr {row['lr']:g}", *norms, *end])
     head = ["driven by", "task, first step", "eRank, first step", "KS, first step", "eRank, last step"]
     return [*head, "largest Euler residual", "mean ζ at the end", "heads with ζ < 0.5"], body
+
+
+def _norm(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
 
 
 def types_table(rows: Sequence[Row]) -> Cells:

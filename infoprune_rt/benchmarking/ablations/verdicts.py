@@ -11,6 +11,7 @@ from infoprune_rt.benchmarking.ablations.styles import PLAIN, STYLES
 from infoprune_rt.benchmarking.ablations.summary import lead, select, values
 from infoprune_rt.benchmarking.ablations.work_file import Row
 
+COUNTING = "how many"  # as VQAv2 calls it, too
 Verdict = tuple[str, str, str]  # claim, what was measured, what that says here
 
 
@@ -64,6 +65,11 @@ def _controls(rows: Sequence[Row]) -> list[Verdict]:
 def _stall(rows: Sequence[Row]) -> list[Verdict]:
     alone = select(rows, group=gradients.GROUP, name=gradients.ERANK)
     lines: list[Verdict] = []
+    for row in alone[:1]:  # all begin at the same gates
+        erank, task = row["gradient_erank"][0], row["gradient_task"][0]
+        told = f"gradient norms at open gates: eRank {erank:.1e}, task {task:.1e}"
+        says = "eRank's is the smaller one" if erank < task else "eRank's is not the smaller one"
+        lines.append(("Section 5.3: the gradients of L_eRank vanish", told, says))
     for optimizer in values(alone, "optimizer"):
         runs = select(alone, optimizer=optimizer)
         closed = {row["lr"]: row["heads_closed"][-1] for row in runs}
@@ -123,6 +129,7 @@ def _question_types(rows: Sequence[Row]) -> list[Verdict]:
                 f"Open question: which questions need the non-linearity ({mode}, {row['linear_blocks']} blocks linear)"
             )
             told = f"points lost: most by “{worst}” ({lost[worst]:.1f}), least by “{best}” ({lost[best]:.1f})"
+            told += f"; “{COUNTING}” {lost[COUNTING]:.1f}" if COUNTING in lost else ""
             lines.append((claim, told, f"“{worst}” suffers most"))
     return lines
 
