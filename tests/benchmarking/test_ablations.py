@@ -89,19 +89,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_no_row_is_measured_twice_and_no_score_learnt_twice(
-    run: Run,
-) -> None:
+def test_no_row_is_measured_twice_and_no_score_learnt_twice(run: Run) -> None:
     with_tower = [row for row in run.result["rows"] if "ffn_sizes" in row]
     assert len(run.measured) == len(with_tower) + 1  # the one that was stopped before it was kept
-    assert (
-        len(run.learnt) == len(set(run.learnt)) == 7 + 2
-    )  # all but those that drive alone; the paper's on two other styles
+    # All ways but those that drive alone, and the paper's objective on two other styles.
+    assert len(run.learnt) == len(set(run.learnt)) == 7 + 2
 
 
-def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(
-    run: Run,
-) -> None:
+def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(run: Run) -> None:
     result = run.result
     assert result.keys() == TOP
     assert (result["model"], result["questions"], result["pictures"]) == (run.name, 8 * SCENES, SCENES)
@@ -123,9 +118,7 @@ def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(
     assert {sum(row["heads_per_block"]) for row in heads} == {BLOCKS * HEADS // 2}  # whatever the way
 
 
-def test_every_caption_and_picture_names_the_model(
-    run: Run,
-) -> None:
+def test_every_caption_and_picture_names_the_model(run: Run) -> None:
     path, result = run.path, run.result
     for group in FIGURES:
         assert run.name in caption(result, group)
@@ -148,8 +141,8 @@ def test_the_report_shows_tables_pictures_and_verdicts(run: Run, monkeypatch: py
     text = (ROOT / "docs" / "ablations.md").read_text()
     ours = {name: make for name, (file, make) in report["TABLES"].items() if file == "ablations"}
     assert all(f"<!-- table: {name} -->\n" in text and f"<!-- end: {name} -->\n" in text for name in ours)
+    monkeypatch.setitem(report["ablation"].__globals__, "ROOT", path.parent)
     for make in ours.values():
-        monkeypatch.setitem(report["ablation"].__globals__, "ROOT", path.parent)
         shown = make(path)
         assert run.name in shown
         assert f"`{result['command']}`" in shown

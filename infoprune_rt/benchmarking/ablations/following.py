@@ -7,8 +7,8 @@ with Adam or with plain gradient descent, and the gradient of every term is reco
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -39,22 +39,13 @@ class Drive:
     jitter: float = 0.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trace:
-    """Step by step: gradient norms with respect to the logits (None where not measured), the Euler identity's
-    residuals, mean zeta and the number of heads with zeta < 0.5; and zeta at the end."""
+    """columns: step by step, gradient norms with respect to the logits (None where not measured), the Euler identity's
+    residuals, mean zeta and the number of heads with zeta < 0.5. zeta: [L, H], at the end."""
 
-    columns: dict[str, list[float | None]] = field(default_factory=dict)
-    zeta: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def add(self, **values: float | None) -> None:
-        """One step."""
-        for name, value in values.items():
-            self.columns.setdefault(name, []).append(value)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a row."""
-        return dict(self.columns)
+    columns: dict[str, list[float | None]]
+    zeta: Tensor
 
 
 def calibration_gram(subject: Subject, seed: int, limit: int = GRAM_ITEMS) -> Tensor:
@@ -69,34 +60,42 @@ def calibration_gram(subject: Subject, seed: int, limit: int = GRAM_ITEMS) -> Te
 def follow(subject: Subject, drive: Drive, *, steps: int, seed: int, task_every: int | None) -> Trace:
     """Take ``steps`` steps from open gates (logit 3). task_every: measure a task that does not drive so often; None:
     not at all. A task that drives is measured at every step."""
-    options, heads = subject.options, subject.heads
+    model, heads = subject.vlm.model, subject.heads
     gram = calibration_gram(subject, seed)
     dense = singular_values_from_gram(gram)
     gates = HeadGates(len(heads.blocks), heads.num_heads).to(gram.device)
-    noise = torch.randn(gates.logits.shape, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        gates.logits.add_(noise.to(gates.logits), alpha=drive.jitter)
+    _jitter(gates, drive.jitter, seed)
     kind = torch.optim.Adam if drive.optimizer == "Adam" else torch.optim.SGD
     optimizer = kind([gates.logits], lr=drive.lr)
-    task_steps = 1 if "task" in drive.weights else task_every
-    trace = Trace()
-    with frozen(subject.vlm.model), checkpointed_layers(subject.vlm.model, options.checkpoint_activations):
+    every = 1 if "task" in drive.weights else task_every
+    columns: dict[str, list[float | None]] = {}
+    with frozen(model), checkpointed_layers(model, subject.options.checkpoint_activations):
         for step in range(steps):
             zeta = gates.zeta()
             slopes = information_slopes(gram, dense, zeta, heads.head_dim)
-            if task_steps is not None and step % task_steps == 0:
+            if every is not None and step % every == 0:
                 slopes["task"] = _task_slope(subject, zeta, step, seed)
             by_logit = {
-                name: torch.autograd.grad(zeta, gates.logits, s, retain_graph=True)[0] for name, s in slopes.items()
+                name: torch.autograd.grad(zeta, gates.logits, slope, retain_graph=True)[0]
+                for name, slope in slopes.items()
             }
-            norms = {f"gradient_{name}": _norm(by_logit.get(name)) for name in TERMS}
-            now = zeta.detach()
-            euler = {f"euler_{name}": euler_residual(now, slopes[name]) for name in ("erank", "ks")}
-            trace.add(**norms, **euler, mean_zeta=float(now.mean()), heads_closed=float((now < CLOSED).sum()))
+            for name, value in _observed(zeta.detach(), slopes, by_logit).items():
+                columns.setdefault(name, []).append(value)
             gates.logits.grad = torch.stack([w * by_logit[name] for name, w in drive.weights.items()]).sum(0)
             optimizer.step()
-    trace.zeta = gates.zeta().detach()
-    return trace
+    return Trace(columns, gates.zeta().detach())
+
+
+@torch.no_grad()
+def _jitter(gates: HeadGates, deviation: float, seed: int) -> None:
+    noise = torch.randn(gates.logits.shape, generator=torch.Generator().manual_seed(seed))
+    gates.logits.add_(noise.to(gates.logits), alpha=deviation)
+
+
+def _observed(zeta: Tensor, slopes: Mapping[str, Tensor], by_logit: Mapping[str, Tensor]) -> dict[str, float | None]:
+    norms = {f"gradient_{name}": float(by_logit[name].norm()) if name in by_logit else None for name in TERMS}
+    euler = {f"euler_{name}": euler_residual(zeta, slopes[name]) for name in ("erank", "ks")}
+    return {**norms, **euler, "mean_zeta": float(zeta.mean()), "heads_closed": float((zeta < CLOSED).sum())}
 
 
 def information_slopes(gram: Tensor, dense: Tensor, zeta: Tensor, head_dim: int) -> dict[str, Tensor]:
@@ -121,7 +120,3 @@ def euler_residual(zeta: Tensor, slope: Tensor) -> float:
     pulls = (zeta * slope).double()
     size = pulls.abs().sum(-1)
     return float((pulls.sum(-1).abs() / torch.where(size > 0, size, 1.0)).max())
-
-
-def _norm(slope: Tensor | None) -> float | None:
-    return None if slope is None else float(slope.norm())

@@ -35,4 +35,4 @@ def jobs(subject: Subject) -> list[Job]:
 def _measure(subject: Subject, drive: Drive) -> dict[str, Any]:
     options = subject.options
     trace = follow(subject, drive, steps=options.followed_steps, seed=0, task_every=options.task_every)
-    return {"weights": dict(drive.weights), **trace.to_dict()}
+    return {"weights": dict(drive.weights), **trace.columns}

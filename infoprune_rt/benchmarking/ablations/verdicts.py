@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from infoprune_rt.benchmarking.ablations import epsilon, gradients, heads, question_types, shift
 from infoprune_rt.benchmarking.ablations.intervals import Estimate
-from infoprune_rt.benchmarking.ablations.objectives import CONTROLS, PAPER, TASK, TASK_KS
+from infoprune_rt.benchmarking.ablations.objectives import CONTROLS, KS_ALONE, PAPER, TASK, TASK_KS
 from infoprune_rt.benchmarking.ablations.styles import PLAIN, STYLES
 from infoprune_rt.benchmarking.ablations.summary import lead, select, values
 from infoprune_rt.benchmarking.ablations.work_file import Row
@@ -42,13 +42,13 @@ def _lead_line(claim: str, rows: Sequence[Row], one: str, other: str, removed: f
 def _terms(rows: Sequence[Row]) -> list[Verdict]:
     shares = values(select(rows, group=heads.GROUP), "removed")
     lines: list[Verdict] = []
-    for removed in shares:
-        claim = "Table 2: with eRank beside KS more accuracy is kept than with KS only"
-        lines += _lead_line(claim, rows, PAPER, TASK_KS, removed, False)
+    for only in (TASK_KS, KS_ALONE):
+        for removed in shares:
+            claim = f"Table 2: with eRank beside KS more accuracy is kept than with KS only ({only})"
+            lines += _lead_line(claim, rows, PAPER, only, removed, False)
     for removed in shares[-1:]:
-        lines += _lead_line(
-            "The information terms choose better heads than the task loss alone", rows, PAPER, TASK, removed, False
-        )
+        claim = "The information terms choose better heads than the task loss alone"
+        lines += _lead_line(claim, rows, PAPER, TASK, removed, False)
     return lines
 
 
@@ -75,9 +75,7 @@ def _stall(rows: Sequence[Row]) -> list[Verdict]:
         closed = {row["lr"]: row["heads_closed"][-1] for row in runs}
         told = ", ".join(f"{count:.0f} at learning rate {lr:g}" for lr, count in closed.items())
         moved = [lr for lr, count in closed.items() if count > 0]
-        says = (
-            f"it needs a rate of {min(moved):g} or more, of those tried" if moved else "it stalls at every rate tried"
-        )
+        says = f"it moves from a rate of {min(moved):g} on, of those tried" if moved else "it stalls at all rates tried"
         claim = f"Section 5.3: eRank alone stalls without an extreme learning rate ({optimizer})"
         lines.append((claim, f"heads closed after {len(runs[0]['mean_zeta'])} steps: {told}", says))
     return lines
@@ -125,9 +123,7 @@ def _question_types(rows: Sequence[Row]) -> list[Verdict]:
         for row in select(found, name=mode):
             lost = {kind: s["accuracy"] - row["types"][kind]["accuracy"] for kind, s in dense[0]["types"].items()}
             worst, best = max(lost, key=lost.__getitem__), min(lost, key=lost.__getitem__)
-            claim = (
-                f"Open question: which questions need the non-linearity ({mode}, {row['linear_blocks']} blocks linear)"
-            )
+            claim = f"Open question: which questions need the non-linearity ({mode}, {row['linear_blocks']} blocks)"
             told = f"points lost: most by “{worst}” ({lost[worst]:.1f}), least by “{best}” ({lost[best]:.1f})"
             told += f"; “{COUNTING}” {lost[COUNTING]:.1f}" if COUNTING in lost else ""
             lines.append((claim, told, f"“{worst}” suffers most"))
