@@ -83,9 +83,9 @@ def read_masks(path: Path) -> HeadMasks:
 
 
 def _are_masks(rows: Any) -> TypeGuard[list[list[int]]]:
-    if not isinstance(rows, list) or not all(isinstance(row, list) and set(row) <= {0, 1} for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         return False
-    return len({len(row) for row in rows}) == 1
+    return len({len(row) for row in rows}) == 1 and all(stays in (0, 1) for row in rows for stays in row)
 
 
 def _roles(is_visual: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -88,7 +88,7 @@ def prompt(model: PreTrainedModel, segments: Sequence[Segment], seed: int = 0) -
     grids: dict[int, list[list[int]]] = {IMAGE: [], VIDEO: []}
     for segment in segments:
         if isinstance(segment, int):
-            ids += torch.randint(0, WORDS, (segment,), generator=generator).tolist()
+            ids += torch.randint(1, WORDS, (segment,), generator=generator).tolist()
         elif model.config.model_type == "llava":
             ids += [IMAGE] * SIDE**2
             grids[IMAGE].append([SIDE, SIDE])
