@@ -45,7 +45,7 @@ class AsReleased:
 
     def _mask_keys(self, index: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The window, heads that do not see, and the cut, all on top of the causal mask [1, 1, queries, keys]."""
-        layout = self.passes.layout_of(kwargs.get("past_key_values"))
+        layout = self.passes.remember(kwargs.get("past_key_values"))
         mask = kwargs["attention_mask"].clone()
         lowest = torch.finfo(mask.dtype).min
         if self._settings.radius is not None and self.passes.prompt is not None:

@@ -77,7 +77,7 @@ class _Layer:
         if hidden_states.requires_grad:
             raise InfopruneError("compact YOPO has no gradients; run it under torch.inference_mode(), or as_released")
         rows, tables, cache = hidden_states[0], self._decoder.rotary(position_embeddings), past_key_values
-        self._passes.layout_of(cache)
+        self._passes.remember(cache)
         layout = self._passes.prompt
         if layout is None:
             return self._text(rows, tables, cache)[None]

@@ -107,7 +107,7 @@ class _Qwen2VL(Decoder):
         cos, sin = position_embeddings
         if cos.ndim == 3:
             return cos[0], sin[0]
-        # Before transformers 5.18 the three position tables came apart, [3, 1, T, head_dim].
+        # From older transformers the three position tables come apart, [3, 1, T, head_dim].
         sections = 2 * self.text_model.config.rope_parameters["mrope_section"]
         return _composed(cos, sections), _composed(sin, sections)
 

@@ -77,13 +77,15 @@ def traced_flops(model: PreTrainedModel, run: Callable[[], Any]) -> int:
     """What PyTorch's counter sees inside the language decoder while ``run`` calls the model.
 
     The counter does not know the CPU's fused attention, so that the two products are spelled out for it (the "math"
-    form of ``scaled_dot_product_attention``). It sees matrix products only.
+    form of ``scaled_dot_product_attention``). It sees matrix products only; the rotary tables, which older
+    transformers make by one, are taken off.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         run()
     name = next(name for name, module in model.named_modules() if module is model.model.language_model)
-    counts = counter.get_flop_counts()
-    return sum(sum(ops.values()) for module, ops in counts.items() if module.endswith(f".{name}"))
+    counts = {module: sum(ops.values()) for module, ops in counter.get_flop_counts().items()}
+    decoder = f"{type(model).__name__}.{name}"
+    return int(counts.get(decoder, 0) - counts.get(f"{decoder}.rotary_emb", 0))
 
 
 def _linear(shape: DecoderShape, rows: int, heads: int, kv_heads: int, neurons: int) -> int:

@@ -37,10 +37,10 @@ class Passes:
         for hook in self._hooks:
             hook.remove()
 
-    def layout_of(self, cache: Cache | None) -> VisualLayout:
-        """The layout of the prompt that a cache holds, which in the prompt's own pass is ``prompt``."""
+    def remember(self, cache: Cache | None) -> VisualLayout:
+        """The prompt that the pass belongs to: it may be this pass's, whose cache is then known by it from now on."""
         if self.prompt is None:
-            assert cache is not None  # _see_pass has found the prompt in it
+            assert cache is not None  # _see_pass has found the prompt by it
             return self._prompts[cache]
         if cache is not None:
             self._prompts[cache] = self.prompt
