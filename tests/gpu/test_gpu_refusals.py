@@ -28,6 +28,7 @@ def on_gpu_but(place: int, args: tuple[Any, ...]) -> tuple[Any, ...]:
     [
         ("linear_residual", linear_case(4, 8, 16), 0, "bias is torch.bfloat16 on cuda:"),
         ("linear_residual", linear_case(4, 8, 16), 1, "weight is torch.bfloat16 on cpu, but the input is"),
+        ("norm_qkv_rope", qkv_case(4, 16, 2, 8, rope=True), 6, "cos must be float32 on cuda:"),
         ("ffn_lowrank", lowrank_case(4, 16, 8), 5, "up is torch.bfloat16 on cpu, but the input is"),
         ("attention", attention_case([4], 2, 16), 2, "v is torch.bfloat16 on cpu, but the input is"),
         ("attention", attention_case([4], 2, 16), 3, "cu_seqlens must be a one-dimensional int64 tensor on the CPU"),

@@ -1,4 +1,4 @@
-"""Ways to compute attention over packed sequences, by name: our kernel, SDPA's backends, and kernels for packs.
+"""Other ways to compute attention over packed sequences, by name: SDPA's backends, and kernels for packs.
 
 All take the operator's arguments (q, k, v of T x h x D, bounds on the host, scale) and give T x (h * D), or T x h x D
 where a kernel does.
@@ -44,30 +44,6 @@ def _is_there(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # nor its parent
         return False
-
-
-def our_attention(args: Args) -> Run:
-    """The kernel and the tile of the device's table; its work list is made beforehand, as in a captured tower."""
-    q, k, v, bounds, scale = args
-    if q.device.type != "cuda":
-        on_the_cpu: Run = partial(torch.ops.infoprune.attention, *args)
-        return on_the_cpu
-    from infoprune_kernels.attention import attention_work, launch_attention
-    from infoprune_kernels.attention_hopper import launch_attention_hopper, serves
-    from infoprune_kernels.configs import table_for
-
-    table, dim = table_for(q.device), q.shape[2]
-    hopper = table.find("attention_hopper", head_dim=dim) if serves(dim, q.dtype) else None
-    tile = hopper or table.choose("attention", head_dim=dim)
-    launch = launch_attention_hopper if hopper else launch_attention
-    work = attention_work(bounds, tile.block_m).to(q.device)
-
-    def run() -> Tensor:
-        out = q.new_empty(q.shape[0], q.shape[1] * dim)
-        launch(q, k, v, out, work, scale, tile)
-        return out
-
-    return run
 
 
 def attention_peers() -> dict[str, Callable[[Args], Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
 from infoprune_rt.benchmarking.cpu_tower.cases import HEAD_DIM, HEADS, MIXED
-from infoprune_rt.benchmarking.gpu.attention_peers import attention_peers, exact_attention, our_attention
+from infoprune_rt.benchmarking.gpu.attention_peers import attention_peers, exact_attention
 from infoprune_rt.benchmarking.gpu.measuring import DTYPE, flat
 from infoprune_rt.ops import plain
 from infoprune_rt.ops.triton_backend import demanding
@@ -88,7 +89,7 @@ def attention_question(lengths: list[int], heads: int, head_dim: int = HEAD_DIM)
         return roofline.attention(lengths, heads, head_dim)
 
     sizes = {"patches": sum(lengths), "images": len(lengths), "heads": heads}
-    contenders = {OURS: our_attention, **attention_peers()}
+    contenders: dict[str, Builder] = {OURS: partial(_ours, "attention"), **attention_peers()}
     return Question("attention", sizes, args, lambda args: exact_attention(*args), contenders, work)
 
 
@@ -179,7 +180,7 @@ def _one_product(operator: str, args: Args) -> Run:
 
     def turned(part: Tensor) -> Tensor:
         first, second = part.chunk(2, dim=-1)
-        return (part * cos + torch.cat((-second, first), dim=-1) * sin).to(part.dtype)
+        return torch.add(part * cos, torch.cat((-second, first), dim=-1) * sin).to(part.dtype)
 
     def run() -> Any:
         normed = F.layer_norm(x, (x.shape[-1],), norm_weight, norm_bias, eps)
@@ -194,7 +195,7 @@ def _random(device: torch.device, *sizes: int) -> Tensor:
 
 
 def _weight(device: torch.device, rows: int, columns: int) -> Tensor:
-    return (torch.randn(rows, columns, device=device) * columns**-0.5).to(DTYPE)
+    return (torch.randn(rows, columns, device=device) / math.sqrt(columns)).to(DTYPE)
 
 
 def _normed(device: torch.device, tokens: int, width: int) -> tuple[Tensor, Tensor, Tensor, float]:

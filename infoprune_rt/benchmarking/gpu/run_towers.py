@@ -93,7 +93,8 @@ class TowerBenchmark:
             runs = self._towers.runs(name, packed)
             for _ in range(WARM_PASSES):
                 error = largest_error(runs, exact[id(reference)])
-        held = self._towers.captured.graphs.bytes if name == GRAPHS else private_pools(self._device) - pools
+        graphs = self._towers.captured.graphs if name == GRAPHS else None
+        held = private_pools(self._device) - pools if graphs is None else graphs.bytes
         extra = None if self._device.type != "cuda" else held + growth(runs[0], self._device)
         return Contender(Timed(runs), error, name in OURS, {"extra_bytes": extra, "held_bytes": held})
 

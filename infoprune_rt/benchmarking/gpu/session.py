@@ -162,7 +162,7 @@ def all_steps(root: Path, device: torch.device, logs: Path) -> list[Step]:
         return partial(benchmark_verdict, results / f"{name}.json")
 
     return [
-        Step("correctness", 120, lambda seconds: pytest_command(tests, junit, device), partial(tests_verdict, junit)),
+        Step("correctness", 120, lambda seconds: pytest_command(tests, junit, device), partial(pytest_verdict, junit)),
         Step("memcheck", 40, partial(sanitized, "memcheck"), sanitizer_verdict, absent),
         Step("racecheck", 30, partial(sanitized, "racecheck"), sanitizer_verdict, absent),
         Step("tuning", 160, tune, last_line_verdict),
@@ -180,7 +180,7 @@ def pytest_command(tests: Path, junit: Path, device: torch.device) -> list[str]:
     return [sys.executable, "-m", "pytest", *options, *shared, f"--junitxml={junit}", str(tests)]
 
 
-def tests_verdict(junit: Path, status: int, output: str) -> Verdict:
+def pytest_verdict(junit: Path, status: int, output: str) -> Verdict:
     """Of pytest's report; no test at all, or only skipped ones, are a failure."""
     if not junit.exists():
         return Verdict("failed", f"pytest ended with status {status} and no report: {last_line(output)}")

@@ -78,10 +78,9 @@ class Towers:
 
     @cached_property
     def captured(self) -> CompactEncoder:
-        """The same with graphs captured for the packs that the runtime expects."""
+        """The same with graphs captured, of the sizes that the runtime chooses."""
         tower: CompactEncoder = copy.deepcopy(self.eager)
-        with torch.inference_mode():
-            tower.capture_graphs()
+        tower.capture_graphs()
         return tower
 
     @cached_property
