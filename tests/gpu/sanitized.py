@@ -15,8 +15,6 @@ from infoprune_kernels import attention, attention_work, ffn_dense, ffn_lowrank,
 from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
 from torch import Tensor
 
-from infoprune_rt.benchmarking.gpu.sanitizer import DONE
-
 DTYPE = torch.bfloat16
 TOKENS, WIDTH, HEADS = 37, 72, 3
 
@@ -55,4 +53,4 @@ if __name__ == "__main__":
     for name, made in every_kernel():
         assert bool(made.cpu().isfinite().all()), f"{name} made what is no number"
         print(name, flush=True)
-    print(DONE)
+    print("every kernel ran")

@@ -116,7 +116,7 @@ def test_graphs_that_do_not_fit_are_left_out_and_told(towers: dict[str, CompactE
     both = towers["captured"].graphs
     assert both is not None
     tower = on_gpu(towers["exact"], HALVES[0])
-    graphs = tower.capture_graphs(token_budgets=(SMALL, LARGE), max_bytes=both.bytes - 1)
+    graphs = tower.capture_graphs(token_budgets=(SMALL, LARGE), max_bytes=both.bytes - (1 << 20))
     assert [bucket.tokens for bucket in graphs.buckets] == [SMALL]
     assert [tokens for tokens, _ in graphs.left_out] == [LARGE]
     assert graphs.bytes < both.bytes

@@ -73,10 +73,9 @@ def state(device: torch.device) -> dict[str, Any]:
     """Driver, clocks, temperature and power now, by NVML or nvidia-smi; None for what neither tells."""
     if device.type != "cuda":
         return {}
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     for ask in (_by_nvml, _by_nvidia_smi):
         try:
-            return ask(uuid)
+            return ask(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
         except Exception:  # a library or a tool that is absent, or a machine that forbids it: the next one, or nothing
             continue
     return dict.fromkeys(_QUERIES)

@@ -63,18 +63,21 @@ class TowerBenchmark:
         return result
 
     def _write(self) -> dict[str, Any]:
-        return self._file.write(self._found, tower_goals(self._found.rows), graphs=self._graphs())
+        dense: Any = vars(self._towers).get("dense")
+        attention = None if dense is None else dense.config._attn_implementation
+        goals = tower_goals(self._found.rows)
+        return self._file.write(self._found, goals, graphs=self._graphs(), transformers_attention=attention)
 
     def _measure(self, case: Case, names: Sequence[str]) -> None:
         """Rows of this case; earlier ones of it are replaced, so that all of a case come out of the same turns."""
         packed = Pack.on(self._device, case)
-        exact: dict[int, dict[int, Tensor]] = {}
+        exact: dict[bool, dict[int, Tensor]] = {}
         contenders: dict[str, Contender] = {}
+        for name in names:
+            with self._found.recorded(_case(case), name, name in OURS):
+                self._found.take_in(_label(case, name))
+                contenders[name] = self._contender(name, packed, exact)
         with torch.inference_mode():
-            for name in names:
-                with self._found.recorded(_case(case), name, name in OURS):
-                    self._found.take_in(_label(case, name))
-                    contenders[name] = self._contender(name, packed, exact)
             rows = rows_of(_case(case), contenders, self._device, self._rounds)
         which = case.patches, len(case.grids)
         self._found.rows = [row for row in self._found.rows if (row["patches"], row["images"]) != which]
@@ -83,20 +86,23 @@ class TowerBenchmark:
         torch.compiler.reset()
         free_memory(self._device)
 
-    def _contender(self, name: str, packed: Pack, exact: dict[int, dict[int, Tensor]]) -> Contender:
-        reference: Any = self._towers.exact_of(name)
-        if id(reference) not in exact:
-            answers = (reference(pixels, packed.grid).pooler_output for pixels in packed.pixels)
-            exact[id(reference)] = dict(enumerate(answers))
+    def _contender(self, name: str, packed: Pack, exact: dict[bool, dict[int, Tensor]]) -> Contender:
+        """Built outside of inference mode, as a tower's weights are, and run within. exact: what is known already."""
+        of_dense = name == DENSE
+        if of_dense not in exact:
+            with torch.no_grad():
+                exact[of_dense] = self._towers.exact_answers(of_dense, packed)
         pools = private_pools(self._device)
         with ended_after(self._budget.left, name):
             runs = self._towers.runs(name, packed)
-            for _ in range(WARM_PASSES):
-                error = largest_error(runs, exact[id(reference)])
+            with torch.inference_mode():
+                for _ in range(WARM_PASSES):
+                    error = largest_error(runs, exact[of_dense])
+                extra = growth(runs[0], self._device) if self._device.type == "cuda" else None
         graphs = self._towers.captured.graphs if name == GRAPHS else None
         held = private_pools(self._device) - pools if graphs is None else graphs.bytes
-        extra = None if self._device.type != "cuda" else held + growth(runs[0], self._device)
-        return Contender(Timed(runs), error, name in OURS, {"extra_bytes": extra, "held_bytes": held})
+        more = {"held_bytes": held, "extra_bytes": None if extra is None else held + extra}
+        return Contender(Timed(runs), error, name in OURS, more)
 
     def _with_floor(self, row: Row, case: Case) -> Row:
         flops = sum(work.flops for work in tower_work(case)) if row["name"] != DENSE else None

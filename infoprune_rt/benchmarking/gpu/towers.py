@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -94,13 +95,15 @@ class Towers:
         """transformers' tower in DTYPE with the best attention that it has here."""
         tower: Any = copy.deepcopy(self.exact_dense).to(DTYPE)
         if self.device.type == "cuda" and find_spec("flash_attn") is not None:
-            tower.set_attn_implementation("flash_attention_2")
+            with suppress(ImportError, ValueError):  # it is installed, but cannot be used
+                tower.set_attn_implementation("flash_attention_2")
         made: nn.Module = tower
         return made
 
-    def exact_of(self, name: str) -> nn.Module:
-        """What a contender's answers are checked against."""
-        return self.exact_dense if name == DENSE else self.exact
+    def exact_answers(self, of_dense: bool, packed: Pack) -> dict[int, Tensor]:
+        """In float32, to every input."""
+        call = _call(self.exact_dense if of_dense else self.exact, packed)
+        return {i: call(pixels) for i, pixels in enumerate(packed.pixels)}
 
     def runs(self, name: str, packed: Pack) -> list[Run]:
         """A contender, ready to run on a pack."""
@@ -108,8 +111,13 @@ class Towers:
             plain_tower = PlainTower(self.eager, packed).eval()
             return packed.runs(torch.compile(plain_tower, mode="max-autotune", fullgraph=True, dynamic=False))
         tower = {GRAPHS: "captured", EAGER: "eager", DENSE: "dense"}[name]
-        made: nn.Module = getattr(self, tower)
-        return packed.runs(lambda pixels: made(pixels, packed.grid).pooler_output)
+        return packed.runs(_call(getattr(self, tower), packed))
+
+
+def _call(tower: nn.Module, packed: Pack) -> Callable[[Tensor], Tensor]:
+    """A pass as a user makes it: grids are on the host for ours, where transformers' models have them for theirs."""
+    grid = packed.grid if isinstance(tower, CompactEncoder) else packed.grid.to(packed.pixels[0].device)
+    return lambda pixels: tower(pixels, grid).pooler_output
 
 
 class PlainTower(nn.Module):
