@@ -202,9 +202,18 @@ def test_tables_and_notes() -> None:
     row = {"operator": "attention", "patches": 3, "heads": 2, "name": "ours", "p50_us": None, "p90_us": None}
     row |= {"tflops": None, "share_of_floor": None, "max_error": None, "checked": False}
     assert rows_table("x", [row, row | {"p50_us": 1.0, "max_error": 0.1, "checked": True}]).row_count == 2
-    failure = {"operator": "attention", "patches": 3, "name": "cuDNN", "error": "RuntimeError: no"}
-    result = {"failures": [failure], "left_out": [{"name": "tower", "why": "no time"}]}
-    assert notes(result) == ["FAILED: attention, patches 3, cuDNN: RuntimeError: no", "left out: tower: no time"]
+    mine = {"operator": "attention", "patches": 3, "name": "ours", "ours": True, "error": "RuntimeError: no"}
+    result = {
+        "failures": [mine, mine | {"name": "cuDNN", "ours": False}],
+        "left_out": [{"name": "x", "why": "no time"}],
+    }
+    result["rows"] = [row | {"name": "SDPA", "ours": False}, row | {"ours": False, "checked": True}]
+    assert notes(result) == [
+        "left out: x: no time",
+        "FAILED: attention, patches 3, cuDNN: RuntimeError: no",
+        "WRONG: attention, patches 3, heads 2, SDPA",
+        "FAILED: attention, patches 3, ours: RuntimeError: no",
+    ]
 
 
 def test_the_sanitized_script_ends_with_what_is_looked_for() -> None:

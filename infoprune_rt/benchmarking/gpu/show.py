@@ -39,14 +39,17 @@ def _number(value: float | None, form: str) -> str:
 
 
 def notes(result: dict[str, Any]) -> list[str]:
-    """Failures and what was left out, a line each."""
-    failures = [f"FAILED: {_where(item)}: {item['error']}" for item in result["failures"]]
-    return failures + [f"left out: {item['name']}: {item['why']}" for item in result["left_out"]]
+    """What was left out, what failed and what was wrong, a line each; ours last, where it is seen."""
+    left_out = [f"left out: {item['name']}: {item['why']}" for item in result["left_out"]]
+    failures = [(item["ours"], f"FAILED: {_where(item)}: {item['error']}") for item in result["failures"]]
+    wrong = [(row["ours"], f"WRONG: {_where(row)}") for row in result["rows"] if not row["checked"]]
+    return left_out + [told for _, told in sorted(failures + wrong, key=lambda each: each[0])]
 
 
-def _where(failure: dict[str, Any]) -> str:
-    sizes = [f"{name} {failure[name]}" for name in _SIZES if name in failure]
-    return ", ".join([failure["operator"], *sizes, failure["name"]])
+def _where(item: dict[str, Any]) -> str:
+    """Of a row or a failure, in words."""
+    sizes = [f"{name} {item[name]}" for name in _SIZES if name in item]
+    return ", ".join([item["operator"], *sizes, item["name"]])
 
 
 def steps_table(steps: Sequence[dict[str, Any]]) -> Table:
