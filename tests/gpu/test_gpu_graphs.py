@@ -106,7 +106,7 @@ def test_what_was_captured_is_told(towers: dict[str, CompactEncoder]) -> None:
     assert graphs is not None
     assert {bucket.tokens for bucket in graphs.buckets} == {SMALL, LARGE}
     assert graphs.left_out == []
-    assert all(bucket.work_items > 0 and bucket.replay_ms > 0 for bucket in graphs.buckets)
+    assert all(bucket.work_items and bucket.replay_ms > 0 for bucket in graphs.buckets)
     assert 0 < graphs.bytes <= MOST_BYTES
     assert graphs.launch_ms > 0
 
