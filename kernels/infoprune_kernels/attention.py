@@ -149,8 +149,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
             "split it"
         )
     table = table_for(q.device)
-    hopper = table.find("attention_hopper", head_dim=dim) if serves(dim, q.dtype) else None
-    tile = hopper or table.choose("attention", head_dim=dim)
+    sizes = {"head_dim": dim, "heads": heads, "tokens": tokens}
+    hopper = table.find("attention_hopper", **sizes) if serves(dim, q.dtype) else None
+    tile = hopper or table.choose("attention", **sizes)
     fill = launch_attention_hopper if hopper else launch_attention
     out = q.new_empty(tokens, heads * dim)
     work = attention_work(cu_seqlens, tile.block_m).to(q.device)

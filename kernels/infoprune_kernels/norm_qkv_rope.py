@@ -18,7 +18,7 @@ from infoprune_kernels.specimens import Specimen
 from infoprune_kernels.tiles import multiply, place_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _qkv_rope_kernel(
     x, weight, bias, cos, sin, q, k, v, tokens,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, ROPE: tl.constexpr,
