@@ -160,6 +160,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """Every head size."""
-    tiles = {dim: table.choose("attention", head_dim=dim) for dim in HEAD_DIMS}
-    return [specimen("attention", _attention_kernel, tile, dim) for dim, tile in tiles.items()]
+    """Every head size with all its tiles."""
+    return [
+        specimen("attention", _attention_kernel, tile, dim)
+        for dim in HEAD_DIMS
+        for tile in table.tiles("attention", head_dim=dim)
+    ]

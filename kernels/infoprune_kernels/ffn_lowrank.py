@@ -181,18 +181,18 @@ def ffn_lowrank(
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The 7B's width at ranks on and off the powers of two, those that take two products, and merged; in bfloat16."""
+    """The 7B's width at ranks on and off the powers of two, all tiles; by two products; and merged. In bfloat16."""
     found = []
     for rank in (64, 128, 256, 384, 512, 640):
-        tile = table.find("ffn_lowrank", tokens=4096, width=1280, rank=rank)
-        found += _two_products(table, rank) if tile is None else [_specimen(tile, rank)]
+        found += [_specimen(tile, rank) for tile in table.tiles("ffn_lowrank", width=1280, rank=rank)]
+    for rank in (128, 640):
+        found += _two_products(table, rank)
     merged = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=1280)
     return [*found, linear_specimen("ffn_lowrank", "merged", merged, 1280, 1280)]
 
 
 def _two_products(table: ConfigTable, rank: int) -> list[Specimen]:
-    first = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=rank)
-    second = table.choose("linear_residual", tokens=4096, inputs=rank, outputs=1280)
+    first, second = two_products(table, 4096, 1280, rank)
     return [
         linear_specimen("ffn_lowrank", "down", first, 1280, rank, bias=False),
         linear_specimen("ffn_lowrank", "up", second, rank, 1280),

@@ -103,12 +103,9 @@ def linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The 7B's output projection with 8 and with 5 heads of 80, in bfloat16."""
-    found = []
-    for inputs in (8 * 80, 5 * 80):
-        tile = table.choose("linear_residual", tokens=4096, inputs=inputs, outputs=1280)
-        found.append(linear_specimen("linear_residual", "", tile, inputs, 1280))
-    return found
+    """All tiles at the 7B's output projection with 8 and with 5 heads of 80, in bfloat16."""
+    tiles = table.tiles("linear_residual")
+    return [linear_specimen("linear_residual", "", tile, inputs, 1280) for inputs in (8 * 80, 5 * 80) for tile in tiles]
 
 
 def linear_specimen(

@@ -116,12 +116,9 @@ def norm_qkv_rope(
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The 7B's sizes with 8 and with 5 heads of 80, and CLIP's 9 heads of 64 without rotation, in bfloat16."""
+    """All tiles at the 7B's sizes with 8 and with 5 heads of 80, and CLIP's 9 heads of 64 without rotation."""
     cases = ((1280, 8, 80, True), (1280, 5, 80, True), (1024, 9, 64, False))
-    return [
-        _specimen(table.choose("norm_qkv_rope", tokens=4096, inputs=case[0], outputs=3 * case[1] * case[2]), *case)
-        for case in cases
-    ]
+    return [_specimen(tile, *case) for case in cases for tile in table.tiles("norm_qkv_rope")]
 
 
 def _specimen(tile: Tile, width: int, heads: int, dim: int, rope: bool) -> Specimen:

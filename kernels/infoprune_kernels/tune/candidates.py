@@ -53,23 +53,21 @@ def attention_bytes(limits: Limits, tile: Tile, head_dim: int) -> int:
 
 
 def attention_tiles(limits: Limits, head_dim: int) -> list[Tile]:
-    """One instruction's rows per warp, and two of them where they fit."""
+    """One instruction's rows per warp."""
     width = sum(split_head(head_dim))
     found = []
-    for rows, columns, per_warp, stages in product(limits.rows(32, 64, 128), (32, 64, 128), (1, 2), (2, 3)):
-        tile = Tile(rows, columns, rows // (WARP_ROWS * per_warp), stages)
-        # Accumulators and scores in float32, weights in half that; without queries, which Hopper leaves in memory.
-        held = _held(width + 1.5 * columns, tile)
-        whole_groups = tile.num_warps % 4 == 0 if limits.hopper else tile.num_warps > 1
-        if whole_groups and held <= (144 if limits.hopper else 128):
+    for rows, columns, stages in product(limits.rows(32, 64, 128), (64, 128), (2, 3)):
+        tile = Tile(rows, columns, rows // WARP_ROWS, stages)
+        # Accumulators and scores in float32, weights in half that; before Hopper, queries beside them.
+        if _held(width + 1.5 * columns, tile) <= (144 if limits.hopper else 128):
             found.append((tile, attention_bytes(limits, tile, head_dim)))
     return _fitting(limits, found)
 
 
 def hopper_bytes(tile: Tile, head_dim: int) -> int:
-    """Queries, keys and values of all stages, the rows' sums on their way between warps, and the barriers."""
+    """Queries, keys and values of all stages; for barriers and what warps tell each other, what was seen."""
     width = sum(split_head(head_dim))
-    return 2 * (tile.block_m * width + tile.num_stages * 2 * tile.block_n * width) + 1024 * (8 + tile.num_stages)
+    return 2 * (tile.block_m * width + tile.num_stages * 2 * tile.block_n * width) + 17 * 1024
 
 
 def hopper_tiles(limits: Limits, head_dim: int) -> list[Tile]:
@@ -89,10 +87,10 @@ def product_bytes(limits: Limits, tile: Tile) -> int:
 
 def product_tiles(limits: Limits, outputs: int, *, held: int = 128) -> list[Tile]:
     """From small tiles, for few tokens, to large ones; ``held`` numbers of the output per thread at most."""
-    shapes = ((32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4), (128, 64, 8), (128, 128, 8))
-    large = ((128, 256, 8), (256, 128, 8))
+    small = ((32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4))
+    large = ((128, 128, 8), (128, 256, 8), (256, 128, 8))
     found = []
-    for (rows, columns, warps), stages in product(shapes + large, (3, 4)):
+    for (rows, columns, warps), stages in product(small + large, (3, 4)):
         tile = Tile(rows, columns, warps, stages, block_k=64)
         if rows in limits.rows(rows) and columns <= triton.next_power_of_2(outputs) and _held(columns, tile) <= held:
             found.append((tile, product_bytes(limits, tile)))
@@ -111,9 +109,9 @@ def lowrank_tiles(limits: Limits, rank: int) -> list[Tile]:
     """All ranks of a block of rows at once; none where they do not fit."""
     ranks = sum(split_head(rank))
     found = []
-    for rows, warps, stages in product(limits.rows(16, 32, 64, 128), (4, 8), (2, 3)):
+    for (rows, warps), stages in product(((16, 4), (32, 4), (32, 8), (64, 4), (64, 8), (128, 8)), (2, 3)):
         tile = Tile(rows, 64, warps, stages, block_k=64)
-        if _held(ranks + tile.block_n, tile) <= 160:
+        if rows in limits.rows(rows) and _held(ranks + tile.block_n, tile) <= 160:
             found.append((tile, lowrank_bytes(limits, tile, rank)))
     return _fitting(limits, found)
 

@@ -93,11 +93,8 @@ class Linear(Problem):
 
     def work(self) -> Work:
         whole = roofline.linear_residual(self.tokens, self.inner, self.outer)
-        return (
-            replace(whole, bytes=whole.bytes - roofline.ELEMENT_BYTES * self.outer * (self.tokens + 1))
-            if self.bare
-            else whole
-        )
+        rest = roofline.ELEMENT_BYTES * self.outer * (self.tokens + 1) if self.bare else 0
+        return replace(whole, bytes=whole.bytes - rest)
 
     def inputs(self, device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
         product = random(device, dtype, self.tokens, self.inner), _weight(self.outer, self.inner, device, dtype)
@@ -105,7 +102,8 @@ class Linear(Problem):
         return product if self.bare else product + rest
 
     def prepare(self, choice: Choice, inputs: tuple[Tensor, ...]) -> Run:
-        rows, weight, bias, residual = inputs + (None, None) if self.bare else inputs
+        rows, weight = inputs[:2]
+        bias, residual = (None, None) if self.bare else inputs[2:]
         return lambda: (linear(rows, weight, bias, choice.some_tile, residual=residual),)
 
     def definition(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -135,7 +133,8 @@ class DenseFirst(Problem):
         return random(device, dtype, self.tokens, self.width), weight, random(device, dtype, self.neurons)
 
     def prepare(self, choice: Choice, inputs: tuple[Tensor, ...]) -> Run:
-        return lambda: (linear(*inputs, choice.some_tile, activation="quick_gelu"),)
+        rows, weight, bias = inputs
+        return lambda: (linear(rows, weight, bias, choice.some_tile, activation="quick_gelu"),)
 
     def definition(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = F.linear(*inputs)
@@ -144,11 +143,11 @@ class DenseFirst(Problem):
 
 @dataclass(frozen=True)
 class LowRank(Problem):
-    """The low-rank FFN: in one kernel, or by LayerNorm and two products with these tiles."""
+    """The low-rank FFN: in one kernel or, where their tiles are given, by LayerNorm and two products."""
 
     width: int
     rank: int
-    products: tuple[Tile, Tile]
+    products: tuple[Tile, Tile] | None = None
 
     @property
     def kernel(self) -> str:
@@ -171,13 +170,19 @@ class LowRank(Problem):
         )
 
     def prepare(self, choice: Choice, inputs: tuple[Tensor, ...]) -> Run:
-        x, weight, bias, *rest = inputs
+        x, norm_weight, norm_bias, down, up, bias = inputs
+        args = (x, norm_weight, norm_bias, EPS, down, up, bias)
         tile = choice.tile
-        if tile is None:
-            return lambda: (launch_two_products(x, weight, bias, EPS, *rest, self.products),)
-        return lambda: (launch_ffn_lowrank(x, weight, bias, EPS, *rest, tile),)
+        if tile is not None:
+            return lambda: (launch_ffn_lowrank(*args, tile),)
+        products = self.products
+        assert products is not None
+        return lambda: (launch_two_products(*args, products),)
 
     def definition(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x, weight, bias, down, up, up_bias = inputs
         normed = F.layer_norm(x, (self.width,), weight, bias, EPS)
         return (x + F.linear(F.linear(normed, down), up, up_bias),)
+
+    def compiled_alike(self) -> Problem:
+        return replace(self, tokens=1, products=None)

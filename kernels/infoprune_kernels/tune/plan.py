@@ -55,8 +55,10 @@ def _first_tasks(limits: Limits) -> Iterator[Task]:
             # Rotation holds half of the output a second time.
             tiles = product_tiles(limits, 3 * heads * HEAD_DIM, held=64)
             yield Task(qkv, _choices("norm_qkv_rope", tiles))
+        # On Hopper the residual, on its way in, holds half of it again.
+        residual = product_tiles(limits, WIDTH, held=64 if limits.hopper else 128)
         for inner in sorted({*RANKS, *NEURONS, *(heads * HEAD_DIM for heads in HEADS)}):
-            yield Task(Linear(tokens, inner, WIDTH), _choices("linear_residual", product_tiles(limits, WIDTH)))
+            yield Task(Linear(tokens, inner, WIDTH), _choices("linear_residual", residual))
         for rank in RANKS:
             bare = Linear(tokens, WIDTH, rank, bare=True)
             yield Task(bare, _choices("linear_residual", product_tiles(limits, rank)))

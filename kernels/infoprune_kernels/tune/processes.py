@@ -94,14 +94,14 @@ class _Ended:
 
 
 def supervised(
-    tasks: Sequence[Task], child: Child, say: Callable[[Dropped], None], patience: float = PATIENCE
+    tasks: Sequence[Task], child: Child, say: Callable[[Dropped | Timed], None], patience: float = PATIENCE
 ) -> list[Timed]:
     """Have a process of its own measure; where it falls or hangs, another one goes on without what it was trying.
 
     Args:
         tasks: what to measure.
         child: measures tasks and says what it does; importable.
-        say: is told what was dropped.
+        say: is told what was timed and what was dropped.
         patience: seconds without a word after which a process is ended.
 
     Returns:
@@ -121,12 +121,11 @@ def supervised(
                 if trying is None:
                     raise ValueError(f"the process that measures {message.reason} before it ran a kernel")
                 message = Dropped(left[0].problem, trying, message.reason, wrong=True)
-            if isinstance(message, Dropped):
-                say(message)
+            say(message)
             if isinstance(message, Dropped) and message.choice is not None:
                 wrong |= {message.choice} if message.wrong else set()
-            else:
-                left.pop(0)
+                continue
+            left.pop(0)
             if isinstance(message, Timed):
                 timed.append(message)
         left = [replace(task, choices=tuple(c for c in task.choices if c not in wrong)) for task in left]
@@ -148,6 +147,8 @@ def _messages(child: Child, tasks: Sequence[Task], patience: float) -> Iterator[
             if message is None:
                 return
             yield message
+            if isinstance(message, _Ended):
+                return
         yield _Ended(f"said nothing for {patience:.0f} s")
     except EOFError:
         process.join()

@@ -54,11 +54,19 @@ def device_at_hand() -> Device:
         raise ValueError("no CUDA device is at hand: tiles are timed on the device that they are for")
     index = torch.cuda.current_device()
     found = torch.cuda.get_device_properties(index)
-    arch = 10 * found.major + found.minor
-    if arch < 80:
-        raise ValueError(f"{found.name} has compute capability {found.major}.{found.minor}; the kernels need 8.0")
+    oldest(found.name, found.major, found.minor)
     shared_bytes = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
-    return Device(found.name, arch, shared_bytes, f"GPU-{found.uuid}")
+    return Device(found.name, 10 * found.major + found.minor, shared_bytes, f"GPU-{found.uuid}")
+
+
+def oldest(name: str, major: int, minor: int) -> None:
+    """Refuses what is older than Ampere.
+
+    Raises:
+        ValueError: it is.
+    """
+    if (major, minor) < (8, 0):
+        raise ValueError(f"{name} has compute capability {major}.{minor}; the kernels need 8.0 at least")
 
 
 def clocks_and_driver(device: Device) -> dict[str, str]:
