@@ -53,6 +53,10 @@ class Rule:
         """Whether these sizes keep the limits."""
         return all(sizes[name] <= limit for name, limit in self.up_to.items())
 
+    def holds(self, up_to: dict[str, int]) -> bool:
+        """Whether all sizes within those limits keep these, too."""
+        return all(name in up_to and up_to[name] <= limit for name, limit in self.up_to.items())
+
 
 @dataclass(frozen=True)
 class ConfigTable:
@@ -83,9 +87,14 @@ class ConfigTable:
         tile = self.find(kernel, **sizes)
         if tile is None:
             given = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            limits = " or ".join(str(rule.up_to) for rule in self.rules[kernel] if rule.tile)
+            limits = " or ".join(map(str, self._widest(kernel)))
             raise ValueError(f"{kernel} does not serve {given} on {self.name}: it serves up to {limits}")
         return tile
+
+    def _widest(self, kernel: str) -> list[dict[str, int]]:
+        """The limits of its rules that lie within no other's."""
+        limits = [rule.up_to for rule in self.rules[kernel] if rule.tile]
+        return [one for one in limits if not any(other != one and Rule(other, None).holds(one) for other in limits)]
 
     def tiles(self, kernel: str, **known: int) -> list[Tile]:
         """The distinct tiles that sizes with these known ones among them may get."""

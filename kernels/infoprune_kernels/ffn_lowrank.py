@@ -185,8 +185,7 @@ def specimens(table: ConfigTable) -> list[Specimen]:
     found = []
     for rank in (64, 128, 256, 384, 512, 640):
         found += [_specimen(tile, rank) for tile in table.tiles("ffn_lowrank", width=1280, rank=rank)]
-    for rank in (128, 640):
-        found += _two_products(table, rank)
+    found += _two_products(table, 640)
     merged = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=1280)
     return [*found, linear_specimen("ffn_lowrank", "merged", merged, 1280, 1280)]
 

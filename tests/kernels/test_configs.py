@@ -29,7 +29,7 @@ def test_the_first_rule_whose_limits_are_kept_decides() -> None:
 
 
 def test_sizes_that_no_rule_serves_are_named() -> None:
-    told = r"product does not serve rank 300, tokens 1 on some: it serves up to .*'rank': 64.* or \{'rank': 256\}"
+    told = r"product does not serve rank 300, tokens 1 on some: it serves up to \{'rank': 256\}$"
     with pytest.raises(ValueError, match=told):
         TABLE.choose("product", rank=300, tokens=1)
 

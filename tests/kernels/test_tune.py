@@ -185,7 +185,7 @@ def pretend(task: Task, microseconds: Callable[[Problem, Choice], float]) -> Tim
 
 
 def made_up(problem: Problem, choice: Choice) -> float:
-    """Small tiles are faster for few tokens; Hopper's kernel from 4096 tokens on, one low-rank kernel up to rank 256."""
+    """Small tiles are best for few tokens, Hopper's kernel from 4096 tokens on, one low-rank kernel up to rank 256."""
     many = problem.tokens >= 4096
     if choice.kernel == "attention_hopper":
         return 5.0 if many else 50.0
@@ -244,7 +244,7 @@ def test_the_summary_has_a_line_per_problem_with_its_share_of_the_floor(
     tuned: tuple[ConfigTable, list[Timed]],
 ) -> None:
     table, timed = tuned
-    head, *lines = summary(table, timed, Device("NVIDIA H200", 90, 232448, "")).splitlines()
+    _, *lines = summary(table, timed, Device("NVIDIA H200", 90, 232448, "")).splitlines()
     assert len(lines) == len(timed)
     # 4 · 1564² · 8 · 80 products at 989.4 TFLOP/s are 6.3 µs, and 10 µs were pretended.
     (line,) = (line for line in lines if "attention, head_dim 80, heads 8, tokens 1564" in line)

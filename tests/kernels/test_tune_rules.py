@@ -1,4 +1,4 @@
-"""Rules from timings: near the fastest tile everywhere, few, and for every size; from made-up times, without a device."""
+"""Rules from made-up timings: near the fastest tile everywhere, and for every size."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from infoprune_kernels.tune.measure import Dropped, Say, Task, Timed, Trying
 
 
 def fallible(tasks: Sequence[Task], say: Say) -> None:
-    """A tile of one warp kills it, one of two hangs, one of three raises, one of five is wrong where tokens are many."""
+    """One warp kills it, two hang, three raise; five are wrong with more than one token, six do not run."""
     for task in tasks:
         times = {}
         for choice in task.choices:

@@ -86,7 +86,7 @@ def product_bytes(limits: Limits, tile: Tile) -> int:
 
 
 def product_tiles(limits: Limits, outputs: int, *, held: int = 128) -> list[Tile]:
-    """From small tiles, for few tokens, to large ones; ``held`` numbers of the output per thread at most."""
+    """From small tiles, for few tokens, to large ones; a thread holds ``held`` numbers of the output at most."""
     small = ((32, 64, 4), (64, 32, 4), (64, 64, 4), (64, 128, 4), (128, 64, 4))
     large = ((128, 128, 8), (128, 256, 8), (256, 128, 8))
     found = []
