@@ -57,6 +57,7 @@ class CompactQwen2VLTower(CompactEncoder):
     main_input_name = "hidden_states"
     input_modalities = "image"
     _input_embed_layer = "patch_embed"
+    rotary = True
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config, tower_shape(config))

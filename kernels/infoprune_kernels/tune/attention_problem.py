@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infoprune_kernels import roofline
-from infoprune_kernels.attention import attention_work, launch_attention
+from infoprune_kernels.attention import launch_attention
 from infoprune_kernels.attention_hopper import launch_attention_hopper
 from infoprune_kernels.roofline import Work
 from infoprune_kernels.tune.problem import Choice, Problem, Run, random
+from infoprune_kernels.work import attention_work
 
 
 @dataclass(frozen=True)
