@@ -35,9 +35,9 @@ class Limits:
         """Copies of a loop's tiles: on Hopper one per stage; before, one of them waits in registers."""
         return tile.num_stages if self.hopper else tile.num_stages - 1
 
-    def rows(self, *sizes: int) -> tuple[int, ...]:
-        """Those sizes that tensor cores take."""
-        return tuple(size for size in sizes if size >= (GROUP_ROWS if self.hopper else WARP_ROWS))
+    def takes(self, rows: int) -> bool:
+        """Whether tensor cores compute tiles of so few rows."""
+        return rows >= (GROUP_ROWS if self.hopper else WARP_ROWS)
 
 
 def _held(columns: float, tile: Tile) -> float:
@@ -56,10 +56,10 @@ def attention_tiles(limits: Limits, head_dim: int) -> list[Tile]:
     """One instruction's rows per warp."""
     width = sum(split_head(head_dim))
     found = []
-    for rows, columns, stages in product(limits.rows(32, 64, 128), (64, 128), (2, 3)):
+    for rows, columns, stages in product((32, 64, 128), (64, 128), (2, 3)):
         tile = Tile(rows, columns, rows // WARP_ROWS, stages)
         # Accumulators and scores in float32, weights in half that; before Hopper, queries beside them.
-        if _held(width + 1.5 * columns, tile) <= (144 if limits.hopper else 128):
+        if limits.takes(rows) and _held(width + 1.5 * columns, tile) <= (144 if limits.hopper else 128):
             found.append((tile, attention_bytes(limits, tile, head_dim)))
     return _fitting(limits, found)
 
@@ -92,7 +92,7 @@ def product_tiles(limits: Limits, outputs: int, *, held: int = 128) -> list[Tile
     found = []
     for (rows, columns, warps), stages in product(small + large, (3, 4)):
         tile = Tile(rows, columns, warps, stages, block_k=64)
-        if rows in limits.rows(rows) and columns <= triton.next_power_of_2(outputs) and _held(columns, tile) <= held:
+        if limits.takes(rows) and columns <= triton.next_power_of_2(outputs) and _held(columns, tile) <= held:
             found.append((tile, product_bytes(limits, tile)))
     return _fitting(limits, found)
 
@@ -111,7 +111,7 @@ def lowrank_tiles(limits: Limits, rank: int) -> list[Tile]:
     found = []
     for (rows, warps), stages in product(((16, 4), (32, 4), (32, 8), (64, 4), (64, 8), (128, 8)), (2, 3)):
         tile = Tile(rows, 64, warps, stages, block_k=64)
-        if rows in limits.rows(rows) and _held(ranks + tile.block_n, tile) <= 160:
+        if limits.takes(rows) and _held(ranks + tile.block_n, tile) <= 160:
             found.append((tile, lowrank_bytes(limits, tile, rank)))
     return _fitting(limits, found)
 

@@ -65,6 +65,7 @@ def measure(tasks: Sequence[Task], say: Say) -> None:
             say(Timed(task.problem, time_on_cuda(task.problem, sound, say) if sound else {}))
         except torch.OutOfMemoryError:
             say(Dropped(task.problem, None, "does not fit in the device's memory"))
+        torch.cuda.empty_cache()  # what a graph's pool held serves no other graph
 
 
 def sound_choices(task: Task, say: Say, device: str, dtype: torch.dtype) -> list[Choice]:
