@@ -36,8 +36,9 @@ the table that calls on this device are served by from then on. Runs unattended,
 16 processor cores; compiling takes half of that. A tile that computes wrongly, or does not run, is left out and named.
 """
 EPILOG = f"""\
-The table is {FOLDER}/<device>.json, e.g. nvidia_h200.json; one that is there is replaced. Without it, calls are
-served by tables of resource arithmetic. Nothing is ever tuned inside a call.
+The table is <device>.json, e.g. nvidia_h200.json, in
+{FOLDER};
+one that is there is replaced. Without it, tables of resource arithmetic serve. Nothing is ever tuned inside a call.
 """
 
 
