@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from infoprune_rt.cli.bench_ablations import ablations
+from infoprune_rt.cli.bench_table1 import table1
 from infoprune_rt.cli.output import block_progress, console, say
 
 bench = typer.Typer(help="Measure this machine: the published figures, made again.", no_args_is_help=True)
+bench.command()(table1)
 bench.command()(ablations)
 
 

@@ -141,6 +141,7 @@ class Qwen2VLAdapter(TowerAdapter):
     vision_model_types = ("qwen2_vl_vision",)
     vlm_model_types = ("qwen2_vl",)
     tower_attribute = "visual"
+    depth_field = "depth"
     checkpoint_prefixes = ("model.visual.", "visual.")
     source_class = Qwen2VisionTransformerPretrainedModel
     compact_class = CompactQwen2VLTower

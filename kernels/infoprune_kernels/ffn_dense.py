@@ -48,11 +48,17 @@ def ffn_dense(
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """Both products of the 7B's dense FFN, and of a quarter of its neurons with the other activations; in bfloat16."""
-    found = []
-    for neurons, activations in ((5120, ("quick_gelu",)), (1280, ("gelu", "gelu_pytorch_tanh", "silu"))):
-        first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=neurons)
+    """Both products of the 7B's dense FFN, and of a quarter of its neurons with the other activations; in bfloat16.
+
+    Of the first product all tiles; those of the second are ``linear_residual``'s.
+    """
+    found = [
+        linear_specimen("ffn_dense", "fc1", tile, 1280, 5120, activation="quick_gelu")
+        for tile in table.tiles("ffn_dense")
+    ]
+    first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=1280)
+    found += [linear_specimen("ffn_dense", "fc1", first, 1280, 1280, activation=name) for name in ACTIVATIONS[1:]]
+    for neurons in (5120, 1280):
         second = table.choose("linear_residual", tokens=4096, inputs=neurons, outputs=1280)
-        found += [linear_specimen("ffn_dense", "fc1", first, 1280, neurons, activation=name) for name in activations]
         found.append(linear_specimen("ffn_dense", "fc2", second, neurons, 1280))
     return found
