@@ -128,6 +128,15 @@ def test_a_cache_from_elsewhere(execution: str) -> None:
             model(input_ids=torch.tensor([[1]]), past_key_values=cache)
 
 
+def test_a_cache_of_compact_afterwards() -> None:
+    model = small("llava")
+    with torch.no_grad():
+        with install(model, SETTINGS, "compact"):
+            cache = model(**prompt(model, [2, PICTURE, 2])).past_key_values
+        with pytest.raises(InfopruneError, match="filled by compact YOPO, which is not installed any more"):
+            model(input_ids=torch.tensor([[1]]), past_key_values=cache)
+
+
 def test_a_window_needs_the_grid() -> None:
     model = small("qwen2_vl")
     inputs = prompt(model, [2, PICTURE, 2])
