@@ -23,6 +23,7 @@ from infoprune_rt.baselines.yopo import (
     DecoderShape,
     VisualLayout,
     YopoSettings,
+    compact_flops,
     head_ratios,
     install,
     preset,
@@ -149,8 +150,10 @@ def test_a_window_needs_the_grid() -> None:
     message = "8 visual tokens do not make whole pictures of 3 x 3"
     with install(llava, WINDOW, "compact"), torch.no_grad(), pytest.raises(InfopruneError, match=message):
         llava(input_ids=torch.tensor([[1, *[IMAGE] * 8, 2]]))
-    with pytest.raises(InfopruneError, match="do not hold 2 visual tokens"):
-        VisualLayout.of(torch.tensor([True, True, False]), ((3, 3),))
+    for frames in ((), ((3, 3),)):
+        layout = VisualLayout.of(torch.tensor([True, True, False]), frames)
+        with pytest.raises(InfopruneError, match="do not hold 2 visual tokens; give frames"):
+            compact_flops(DecoderShape.of(llava.config), WINDOW, layout)
 
 
 @both_executions
