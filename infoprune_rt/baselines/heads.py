@@ -52,7 +52,7 @@ def head_ratios(model: PreTrainedModel, batches: Iterable[Mapping[str, Any]]) ->
 def keep_highest(ratios: Tensor, share: float) -> HeadMasks:
     """Masks that keep this share of every layer's heads: those with the highest ratio [layers, heads]."""
     kept = ratios.argsort(dim=1, descending=True)[:, : round(ratios.shape[1] * share)]
-    masks = torch.zeros_like(ratios, dtype=torch.bool).scatter_(1, kept.to(ratios.device), True)
+    masks = torch.zeros_like(ratios, dtype=torch.bool).scatter_(1, kept, True)
     return tuple(tuple(row) for row in masks.tolist())
 
 

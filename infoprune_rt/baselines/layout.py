@@ -28,15 +28,21 @@ class VisualLayout:
     @classmethod
     def of(cls, is_visual: Tensor, frames: Frames = ()) -> VisualLayout:
         """From a bool per token, [T]."""
-        visual = is_visual.nonzero()[:, 0]
-        if frames and sum(rows * columns for rows, columns in frames) != len(visual):
-            raise InfopruneError(f"grids of {frames} do not hold {len(visual)} visual tokens; give each picture's")
-        return cls(visual, (~is_visual).nonzero()[:, 0], frames)
+        return cls(is_visual.nonzero()[:, 0], (~is_visual).nonzero()[:, 0], frames)
 
     @property
     def tokens(self) -> int:
         """T."""
         return len(self.visual) + len(self.text)
+
+    def grids(self) -> Frames:
+        """``frames``, which a window cannot do without."""
+        if sum(rows * columns for rows, columns in self.frames) != len(self.visual):
+            raise InfopruneError(
+                f"a neighbour window needs the grid of every picture, but {self.frames} do not hold {len(self.visual)} "
+                "visual tokens; give frames"
+            )
+        return self.frames
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Band:
 
 def window(layout: VisualLayout, radius: int) -> Tensor:
     """[Tv, Tv] bool: the visual keys a visual query sees, those of its own frame at most r rows and columns away."""
-    places = torch.cat([_places(i, *frame) for i, frame in enumerate(layout.frames)]).to(layout.visual.device)
+    places = torch.cat([_places(i, *frame) for i, frame in enumerate(layout.grids())]).to(layout.visual.device)
     near = torch.ones(len(places), len(places), dtype=torch.bool, device=places.device)
     for place, reach in zip(places.unbind(dim=1), (0, radius, radius), strict=True):
         near &= (place[:, None] - place).abs() <= reach
@@ -65,7 +71,7 @@ def window(layout: VisualLayout, radius: int) -> Tensor:
 def bands(layout: VisualLayout, radius: int) -> list[Band]:
     """The same windows, cut into bands of grid rows: a band's keys are one run of tokens, so nothing is gathered."""
     found, start = [], 0
-    for rows, columns in layout.frames:
+    for rows, columns in layout.grids():
         places = _places(0, rows, columns).to(layout.visual.device)[:, 1:]
         for top in range(0, rows, _BAND):
             bottom = min(top + _BAND, rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from infoprune_rt.baselines.decoder import DecoderShape
 from infoprune_rt.errors import InfopruneError
 
-_LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj")
+_LINEARS = (*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down")))
 
 
 class Heads:

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from infoprune_rt.errors import InfopruneError
+
 
 class VisualCacheLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not type-checked here
     """Text tokens' keys and values of all KV heads, as ``DynamicLayer`` holds them, and apart from them visual ones.
@@ -20,6 +22,15 @@ class VisualCacheLayer(DynamicLayer):  # type: ignore[misc]  # transformers is n
         super().__init__()
         self.visual_keys, self.visual_values = visual_keys, visual_values
         self.visual_tokens = visual_tokens
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Text tokens' keys and values [1, G, n, head_dim] to those that are here; all of them."""
+        keys, values = super().update(keys, values)
+        return keys, values
+
+    def update(self, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What other attention than compact's would call, which could not know of the visual tokens."""
+        raise InfopruneError("the cache was filled by compact YOPO, which is not installed any more; start anew")
 
     def get_seq_length(self) -> int:
         """Tokens that the model has read, visual ones included."""
@@ -41,5 +52,5 @@ def append_text(cache: Cache | None, index: int, keys: Tensor, values: Tensor) -
     """Text tokens' keys and values [G, n, head_dim] into the cache; what it holds then, [G, Tt, head_dim]."""
     if cache is None:
         return keys, values
-    keys, values = cache.layers[index].update(keys[None], values[None])
+    keys, values = cache.layers[index].append(keys[None], values[None])
     return keys[0], values[0]

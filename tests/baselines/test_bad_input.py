@@ -23,6 +23,7 @@ from infoprune_rt.baselines.yopo import (
     DecoderShape,
     VisualLayout,
     YopoSettings,
+    compact_flops,
     head_ratios,
     install,
     preset,
@@ -128,6 +129,15 @@ def test_a_cache_from_elsewhere(execution: str) -> None:
             model(input_ids=torch.tensor([[1]]), past_key_values=cache)
 
 
+def test_a_cache_of_compact_afterwards() -> None:
+    model = small("llava")
+    with torch.no_grad():
+        with install(model, SETTINGS, "compact"):
+            cache = model(**prompt(model, [2, PICTURE, 2])).past_key_values
+        with pytest.raises(InfopruneError, match="filled by compact YOPO, which is not installed any more"):
+            model(input_ids=torch.tensor([[1]]), past_key_values=cache)
+
+
 def test_a_window_needs_the_grid() -> None:
     model = small("qwen2_vl")
     inputs = prompt(model, [2, PICTURE, 2])
@@ -140,8 +150,10 @@ def test_a_window_needs_the_grid() -> None:
     message = "8 visual tokens do not make whole pictures of 3 x 3"
     with install(llava, WINDOW, "compact"), torch.no_grad(), pytest.raises(InfopruneError, match=message):
         llava(input_ids=torch.tensor([[1, *[IMAGE] * 8, 2]]))
-    with pytest.raises(InfopruneError, match="do not hold 2 visual tokens"):
-        VisualLayout.of(torch.tensor([True, True, False]), ((3, 3),))
+    for frames in ((), ((3, 3),)):
+        layout = VisualLayout.of(torch.tensor([True, True, False]), frames)
+        with pytest.raises(InfopruneError, match="do not hold 2 visual tokens; give frames"):
+            compact_flops(DecoderShape.of(llava.config), WINDOW, layout)
 
 
 @both_executions
