@@ -187,13 +187,9 @@ def _hidden_values(op: str, rows: int, activation: str, linear: int) -> int:
             )
         return rows
     if linear:
-        raise InfopruneError(
-            f"infoprune::{op}: a gated FFN has no linear hidden values; linear must be 0, not {linear}"
-        )
+        raise InfopruneError(f"infoprune::{op}: a gated FFN has no linear hidden values, but linear is {linear}")
     if rows % 2:
-        raise InfopruneError(
-            f"infoprune::{op}: a gated FFN's fc1_weight has as many rows for the gate as for the rest, but it has {rows}"
-        )
+        raise InfopruneError(f"infoprune::{op}: a gated FFN's fc1_weight must have an even number of rows, not {rows}")
     return rows // 2
 
 

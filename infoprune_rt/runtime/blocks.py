@@ -84,7 +84,7 @@ class BlockSpec:
         limit = min(self.size, shape.width)
         if not _whole(self.linear, 1, limit):
             raise InfopruneError(
-                f"{where}: the linear part of a hybrid FFN of size {self.size} must be in 1..{limit}, not {self.linear!r}"
+                f"{where}: the linear part of this hybrid FFN must be in 1..{limit}, not {self.linear!r}"
             )
 
 

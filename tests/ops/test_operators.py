@@ -267,9 +267,9 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("ffn_dense", replaced(DENSE, 8, "relu6"), "unknown activation 'relu6'; known are gelu, gelu_pytorch_tanh"),
     ("ffn_dense", (*DENSE, None, None, 10), "linear must be a number of hidden values in 0..9, not 10"),
     ("ffn_dense", (*DENSE, None, None, -1), "linear must be a number of hidden values in 0..9, not -1"),
-    ("ffn_dense", replaced(DENSE, 8, "silu_gated"), "as many rows for the gate as for the rest, but it has 9"),
+    ("ffn_dense", replaced(DENSE, 8, "silu_gated"), "a gated FFN's fc1_weight must have an even number of rows, not 9"),
     ("ffn_dense", replaced(GATED, 6, rand(6, 10)), "fc2_weight must have shape (6, 5), not (6, 10)"),
-    ("ffn_dense", (*GATED, None, None, 2), "a gated FFN has no linear hidden values; linear must be 0, not 2"),
+    ("ffn_dense", (*GATED, None, None, 2), "a gated FFN has no linear hidden values, but linear is 2"),
 ]
 
 
