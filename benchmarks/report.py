@@ -25,13 +25,20 @@ from infoprune_rt.benchmarking.cpu_tower.contenders import (
     PLAIN,
 )
 from infoprune_rt.benchmarking.cpu_tower.show import by_case, goal_cells
+from infoprune_rt.benchmarking.table1.charts import stage_bars
+from infoprune_rt.benchmarking.table1.show import by_workload, markdown
 from infoprune_rt.demo.report_html import overview_figure
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.files import write_text
+from infoprune_rt.files import write_file, write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-TEXTS = (ROOT / "README.md", ROOT / "docs" / "tiny-vlm.md", ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md")
+TEXTS = (
+    ROOT / "README.md",
+    ROOT / "docs" / "tiny-vlm.md",
+    ROOT / "docs" / "table1.md",
+    ROOT / "infoprune_rt/demo/assets/tiny-vlm/README.md",
+)
 COMPARED = (DENSE, PLAIN, COMPILED, OPENVINO, ORT, ORT_INT8, OURS, OUR_INT8)
 FAMILIES = ("vqa", "text", "relations", "overall")
 
@@ -139,6 +146,19 @@ def int8_speed(path: Path) -> str:
     return _table(head, body) + _source(result, path)
 
 
+def table1(path: Path) -> str:
+    """Dense, YOPO and InfoPrune side by side, workload by workload, with the paper's own rows."""
+    result = json.loads(path.read_text())
+    return markdown(result) + _source(result, path)
+
+
+def table1_goals(path: Path) -> str:
+    """What Table 1 was expected to show, and what it shows."""
+    result = json.loads(path.read_text())
+    body = [[goal["name"], f"{goal['reached']:.2f}×", "yes" if goal["met"] else "no"] for goal in result["goals"]]
+    return _table(["to the first token", "measured", "as expected"], body) + _source(result, path)
+
+
 def _headline(group: str, name: str) -> bool:
     """The rows that the README shows."""
     if group == "FFN only":
@@ -158,6 +178,9 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     "cpu goals": ("cpu_tower", cpu_goals),
     "int8": ("int8", int8),
     "int8 speed": ("int8", int8_speed),
+    "table1 tiny": ("table1-tiny", table1),
+    "table1 2b": ("table1-2b", table1),
+    "table1 goals": ("table1-2b", table1_goals),
 }
 
 
@@ -177,6 +200,13 @@ def filled(text: str, machine: str, folder: Path) -> str:
     return text
 
 
+def _table1_figure(path: Path, out: Path) -> None:
+    """The stages of the first workload's rows."""
+    first, *_ = by_workload(json.loads(path.read_text())["rows"]).values()
+    figure = stage_bars(first)
+    write_file(out, lambda aside: figure.savefig(aside, format="png"))
+
+
 def main(
     machine: Annotated[str, typer.Option(help="Which results/<machine> the texts show.")],
     check: Annotated[bool, typer.Option("--check", help="Only compare; exit 1 if a text is out of date.")] = False,
@@ -192,6 +222,7 @@ def main(
             write_text(path, new)
     if not check:
         overview_figure(json.loads((RESULTS / machine / "demo.json").read_text()), ROOT / "docs" / "overview.png")
+        _table1_figure(RESULTS / machine / "table1-2b.json", ROOT / "docs" / "table1.png")
 
 
 if __name__ == "__main__":

@@ -134,8 +134,8 @@ def _loaded(config: PretrainedConfig, rest: dict[str, Tensor], dtype: torch.dtyp
     config = copy.deepcopy(config)
     adapter = adapter_for(config)
     model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-    num_blocks = adapter.vision_config(config).num_hidden_layers
-    adapter.vision_config(config).num_hidden_layers = 0
+    num_blocks = getattr(adapter.vision_config(config), adapter.depth_field)
+    setattr(adapter.vision_config(config), adapter.depth_field, 0)
     vlm, report = model_class.from_pretrained(
         None,
         config=config,
@@ -143,7 +143,7 @@ def _loaded(config: PretrainedConfig, rest: dict[str, Tensor], dtype: torch.dtyp
         dtype=dtype,
         output_loading_info=True,
     )
-    adapter.vision_config(vlm.config).num_hidden_layers = num_blocks
+    setattr(adapter.vision_config(vlm.config), adapter.depth_field, num_blocks)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             raise InfopruneError(

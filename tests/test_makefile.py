@@ -29,5 +29,16 @@ def test_a_missed_target_does_not_keep_other_benchmarks_from_running(tmp_path: P
 
 
 def scripts() -> list[Path]:
-    """The benchmarks; the report only reads what they wrote."""
-    return [path for path in (ROOT / "benchmarks").glob("*.py") if path.name != "report.py"]
+    """The benchmarks of the CPU; the report only reads what they wrote, and ``make gpu`` runs the others."""
+    return [p for p in (ROOT / "benchmarks").glob("*.py") if p.name != "report.py" and not p.name.startswith("gpu")]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_gpu_is_one_call_of_the_machines_own_python(tmp_path: Path) -> None:
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(f'#!/bin/sh\necho "$PYTHONPATH $@" > {log}\nexit 3\n')
+    python.chmod(0o755)
+    command = ["make", "-C", str(ROOT), "gpu", f"PYTHON={python}"]
+    run = subprocess.run(command, env=os.environ | {"PYTHONPATH": "/own"}, capture_output=True, text=True, check=False)
+    assert log.read_text() == ".:kernels:/own benchmarks/gpu.py\n"
+    assert run.returncode != 0

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 
+from infoprune_rt.cli.bench_table1 import table1
 from infoprune_rt.cli.output import block_progress, console, say
 
 bench = typer.Typer(help="Measure this machine: the published figures, made again.", no_args_is_help=True)
 
 
-@bench.callback()
-def _group() -> None:
-    """Keeps ``tower`` a word of its own while it is the only one."""
+bench.command()(table1)
 
 
 @bench.command()

@@ -89,8 +89,10 @@ def norm_qkv_rope(
             raise InfopruneError(f"infoprune::{op}: rotary positions need an even head_dim, not {head_dim}")
         for name, table in (("cos", cos), ("sin", sin)):
             _shape(op, name, table, x.shape[0], head_dim)
-            if table.dtype != torch.float32 and table.dtype != x.dtype:
-                raise InfopruneError(f"infoprune::{op}: {name} must be float32, not {table.dtype}")
+            if table.dtype not in (torch.float32, x.dtype) or table.device != x.device:
+                raise InfopruneError(
+                    f"infoprune::{op}: {name} must be float32 on {x.device}, not {table.dtype} on {table.device}"
+                )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> None:

@@ -51,6 +51,12 @@ def demanding(backend: str | None) -> Iterator[None]:
         _demanded.reset(token)
 
 
+def mind_device(demanded: str | None, device: torch.device) -> None:
+    """Say once that a tower cannot have the kernels where its tensors are."""
+    if demanded == "triton" and device.type != "cuda":
+        _tell(f"PyTorch's operators run the compact tower: the GPU kernels serve CUDA devices, but it is on {device}")
+
+
 def on_cuda(name: str) -> Callable[..., Any]:
     """The operator for tensors on CUDA; its arguments have been checked."""
     definition = getattr(plain, name)

@@ -6,7 +6,8 @@ and after the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -24,6 +25,7 @@ from infoprune_rt.plan import Plan
 from infoprune_rt.runtime.backends import checked_backend, demanded_backend, expected_default, settle_default
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, apply_linear, block_specs
 from infoprune_rt.runtime.cpu_engine import CpuEngine, PackedLinear, dtype_of, release_workspace
+from infoprune_rt.runtime.graphs import CapturedGraphs, capture
 from infoprune_rt.towers.base import Stream, TowerShape
 
 __all__ = ["BlockSpec", "BlockStack", "CompactBlock", "CompactEncoder"]
@@ -54,6 +56,7 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
 
     plan: Plan | None = None  # what the tower was built from; saved with it
     source_dir: Path | None = None  # where its image-processor files are
+    rotary = False  # whether the blocks rotate queries and keys
 
     def __init__(self, config: PretrainedConfig, shape: TowerShape) -> None:
         super().__init__(config)
@@ -62,6 +65,7 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         self._classes = frozenset(map(type, self.blocks.modules())) | {nn.Linear}
         self._engine: CpuEngine | None = None
         self._packed: dict[nn.Linear, PackedLinear] = {}
+        self._graphs: CapturedGraphs | None = None
 
     @property
     def backend(self) -> str:
@@ -81,11 +85,11 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     @backend.setter
     def backend(self, name: str) -> None:
         self._demanded = checked_backend(name)
-        self._engine, self._packed = None, {}
+        self._engine, self._packed, self._graphs = None, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: packed weights belong to this tower and this machine alone."""
-        return self.__dict__ | {"_engine": None, "_packed": {}}
+        """For copies and pickles: packed weights and graphs belong to this tower and this machine alone."""
+        return self.__dict__ | {"_engine": None, "_packed": {}, "_graphs": None}
 
     def _apply(self, *args: Any, **kwargs: Any) -> CompactEncoder:
         """``to`` and its like: packed copies of weights that were left are let go now, not at the next pass."""
@@ -93,7 +97,36 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         if self._engine is not None and not self._engine.is_current(self.blocks):
             self._engine = None
         self._packed = {layer: packed for layer, packed in self._packed.items() if packed.is_current(layer)}
+        if self._graphs is not None and not self._graphs.are_of(self.blocks):
+            self._graphs = None
         return self
+
+    @property
+    def graphs(self) -> CapturedGraphs | None:
+        """What ``capture_graphs`` captured; None before, and once weights have been replaced."""
+        return self._graphs
+
+    def capture_graphs(self, token_budgets: Sequence[int] | None = None, *, max_bytes: int = 1 << 30) -> CapturedGraphs:
+        """Capture the blocks as CUDA graphs, so that small packs are one launch each; once, before serving.
+
+        A pass then replays the smallest size that holds its pack, where padding costs no more than the launches that
+        it saves, and goes kernel by kernel elsewhere. Passes with gradients, hooks or hidden states use no graphs.
+
+        token_budgets: the sizes in patches; None for a ladder up to 4096. max_bytes: device memory for all graphs;
+        sizes that do not fit are left out, and told in ``left_out``.
+
+        Raises:
+            InfopruneError: the tower is not on a GPU, not in half precision, its backend is not "triton", or no size
+                fits.
+        """
+        self._graphs = None
+        if self.backend != "triton":
+            raise InfopruneError(
+                f"graphs are captured of the Triton kernels, but the backend is {self.backend!r}; "
+                'set tower.backend = "triton" first'
+            )
+        self._graphs = capture(self.blocks, rotary=self.rotary, token_budgets=token_budgets, max_bytes=max_bytes)
+        return self._graphs
 
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights for a tower built without a checkpoint, as transformers' own towers have."""
@@ -127,12 +160,15 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         """
         if torch.compiler.is_compiling():  # which could not trace it: there INFOPRUNE_BACKEND decides
             return self._run_blocks(x, stream, keep)
+        triton_backend.mind_device(self._demanded, x.device)
         with triton_backend.demanding(self._demanded):
             return self._run_blocks(x, stream, keep)
 
     def _run_blocks(
         self, x: Tensor, stream: Stream, keep: Collection[int] | None
     ) -> Tensor | tuple[Tensor | None, ...]:
+        if keep is None and (replayed := self._replayed(x, stream)) is not None:
+            return replayed
         cu_seqlens = torch.tensor(stream.cu_seqlens, dtype=torch.int64)
         engine = self._engine_for(x)
         if keep is None:
@@ -145,6 +181,16 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
             step = block if engine is None else partial(engine.run_block, i)
             x = step(x, cu_seqlens, stream.cos, stream.sin)
         return (*states, x)
+
+    def _replayed(self, x: Tensor, stream: Stream) -> Tensor | None:
+        graphs = self._graphs
+        if graphs is None or not self._may_bypass(self.blocks, x):
+            return None
+        if graphs.are_of(self.blocks):
+            return graphs.replay(x, stream)
+        self._graphs = None
+        warnings.warn("the tower's weights were replaced; capture its graphs again", RuntimeWarning, stacklevel=2)
+        return None
 
     def linear(self, layer: nn.Linear, x: Tensor, activation: str = "none") -> Tensor:
         """activation(layer(x)) of a layer before or after the blocks, by what runs these; x: T x in -> T x out."""
@@ -172,8 +218,12 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         return engine
 
     def _may_use_kernels(self, part: nn.Module, x: Tensor) -> bool:
-        """Not in training (the kernels have no backward), nor in a compiler's trace, nor where others run the part."""
-        if self._demanded not in (None, "csrc") or torch.compiler.is_compiling() or type(x) is not Tensor:
+        return self._demanded in (None, "csrc") and self._may_bypass(part, x)
+
+    def _may_bypass(self, part: nn.Module, x: Tensor) -> bool:
+        """Whether something else may compute a part's output: not in training (nothing else has a backward), nor in a
+        compiler's trace, nor where others run the part or watch it."""
+        if torch.compiler.is_compiling() or type(x) is not Tensor:
             return False
         if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in part.parameters())):
             self._engine, self._packed = None, {}  # not every optimiser's step would be seen afterwards

@@ -1,7 +1,7 @@
 """Host-side packing of images into one sequence: bounds, positions and rotary tables.
 
-Everything here is a function of the image grids alone and runs once per call on the CPU, so that
-no length is ever read back from a device.
+Everything here is a function of the image grids alone and runs on the CPU, so that no length is ever read back from a
+device; the tables, which are large, are kept for packs that come again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.runtime.rotary_cache import RotaryCache, Tables
 from infoprune_rt.towers.base import Stream
+
+TABLES = RotaryCache(64 << 20)  # bytes; an image of 4096 patches with heads of 80 takes 2.6 million
 
 Grid = tuple[int, int, int]  # frames, patch rows, patch columns of one image or video
 
@@ -86,5 +90,17 @@ def pack_grids(
     bounds = cu_seqlens(grids)
     if bounds[-1] != num_rows:
         raise InfopruneError(f"grid_thw describes {bounds[-1]} patches, but {num_rows} rows of pixels were given")
-    cos, sin = axial_rope(position_ids(grids, merge_size), head_dim, theta)
-    return Stream(bounds, cos.to(device), sin.to(device))
+
+    def make() -> Tables:
+        cos, sin = axial_rope(position_ids(grids, merge_size), head_dim, theta)
+        return cos.to(device), sin.to(device)
+
+    if _is_traced(device):
+        return Stream(bounds, *make())
+    return Stream(bounds, *TABLES.get((tuple(grids), merge_size, head_dim, theta, device), make))
+
+
+def _is_traced(device: torch.device) -> bool:
+    """Whether what is made now belongs to somebody's trace or graph, and to nobody else."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return capturing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None

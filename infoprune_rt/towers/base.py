@@ -67,6 +67,7 @@ class TowerAdapter(ABC):
     vision_model_types: ClassVar[tuple[str, ...]]  # model_type of the tower's own config
     vlm_model_types: ClassVar[tuple[str, ...]]  # model_type of the full models that carry it
     tower_attribute: ClassVar[str]  # what a full model's backbone calls its tower
+    depth_field: ClassVar[str] = "num_hidden_layers"  # what the vision config calls its number of blocks
     checkpoint_prefixes: ClassVar[tuple[str, ...]]  # where a full model's files keep the tower
     source_class: ClassVar[type[nn.Module]]  # the unmodified tower
     compact_class: ClassVar[type[CompactEncoder]]

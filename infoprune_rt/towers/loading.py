@@ -157,5 +157,5 @@ def _read(place: Stored, dtype: torch.dtype) -> Tensor:
 def _buffers(adapter: TowerAdapter, vision_config: PretrainedConfig) -> dict[str, Tensor]:
     """The buffers that no file holds (rotary frequencies, position ids), from a tower without blocks."""
     blockless = copy.deepcopy(vision_config)
-    blockless.num_hidden_layers = 0
+    setattr(blockless, adapter.depth_field, 0)
     return dict(adapter.build(blockless).named_buffers())

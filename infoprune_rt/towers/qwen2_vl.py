@@ -57,6 +57,7 @@ class CompactQwen2VLTower(CompactEncoder):
     main_input_name = "hidden_states"
     input_modalities = "image"
     _input_embed_layer = "patch_embed"
+    rotary = True
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config, tower_shape(config))
@@ -140,6 +141,7 @@ class Qwen2VLAdapter(TowerAdapter):
     vision_model_types = ("qwen2_vl_vision",)
     vlm_model_types = ("qwen2_vl",)
     tower_attribute = "visual"
+    depth_field = "depth"
     checkpoint_prefixes = ("model.visual.", "visual.")
     source_class = Qwen2VisionTransformerPretrainedModel
     compact_class = CompactQwen2VLTower

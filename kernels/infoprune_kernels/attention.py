@@ -7,7 +7,6 @@ two but cut into a main part and a tail (80 = 64 + 16), each with a product and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -19,6 +18,7 @@ from infoprune_kernels.attention_hopper import launch_attention_hopper, serves
 from infoprune_kernels.attention_parts import HEAD_DIMS, launch, soften, specimen, store
 from infoprune_kernels.configs import ConfigTable, Tile, table_for
 from infoprune_kernels.specimens import Specimen
+from infoprune_kernels.work import work_on
 
 
 @triton.jit
@@ -99,30 +99,16 @@ def _attention_kernel(
         store(out + base, rows, end, cols_tail, acc_tail / total[:, None], ROW, D)
 
 
-def attention_work(cu_seqlens: Tensor | Sequence[int], block_m: int) -> Tensor:
-    """The blocks of queries of packed sequences.
-
-    Args:
-        cu_seqlens: bounds of S sequences, rising from 0: S + 1 numbers on the host.
-        block_m: queries per block.
-
-    Returns:
-        Items x 3, int32, on the CPU: a block's first row, and where its sequence begins and ends. The blocks of long
-        sequences come first, so that none of them is left running alone at the end.
-    """
-    bounds = torch.as_tensor(cu_seqlens, dtype=torch.int64)
-    lengths = bounds.diff()
-    order = lengths.argsort(descending=True, stable=True)
-    blocks = (lengths[order] + block_m - 1) // block_m
-    sequence = order.repeat_interleave(blocks)
-    before = (blocks.cumsum(0) - blocks).repeat_interleave(blocks)
-    first = bounds[sequence] + (torch.arange(len(sequence)) - before) * block_m
-    return torch.stack((first, bounds[sequence], bounds[sequence + 1]), 1).int()
-
-
 def launch_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, work: Tensor, scale: float, tile: Tile) -> None:
     """Fill ``out`` (T x h * D) from contiguous q, k, v (T x h x D) by a work list on their device."""
     launch(_attention_kernel, q, k, v, out, work, scale, tile)
+
+
+def attention_tile(device: torch.device, head_dim: int, dtype: torch.dtype) -> tuple[Tile, bool]:
+    """What attention is cut into on a device, and whether the kernel for Hopper is the one that serves."""
+    table = table_for(device)
+    hopper = table.find("attention_hopper", head_dim=head_dim) if serves(head_dim, dtype) else None
+    return hopper or table.choose("attention", head_dim=head_dim), hopper is not None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -142,18 +128,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
     tokens, heads, dim = q.shape
     if not scale > 0:
         raise ValueError(f"attention: the scale must be positive, not {scale}")
-    longest = max((stop - start for start, stop in pairwise(cu_seqlens.tolist())), default=0)
+    bounds = tuple(cu_seqlens.tolist())
+    longest = max((stop - start for start, stop in pairwise(bounds)), default=0)
     if longest * heads * dim >= 2**31:
         raise ValueError(
             f"attention: a sequence of {longest} tokens with {heads} heads of {dim} holds 2^31 numbers or more; "
             "split it"
         )
-    table = table_for(q.device)
-    hopper = table.find("attention_hopper", head_dim=dim) if serves(dim, q.dtype) else None
-    tile = hopper or table.choose("attention", head_dim=dim)
+    tile, hopper = attention_tile(q.device, dim, q.dtype)
     fill = launch_attention_hopper if hopper else launch_attention
     out = q.new_empty(tokens, heads * dim)
-    work = attention_work(cu_seqlens, tile.block_m).to(q.device)
+    work = work_on(q.device, bounds, tile.block_m)
     fill(q.contiguous(), k.contiguous(), v.contiguous(), out, work, scale, tile)
     return out
 

@@ -38,16 +38,17 @@ def _attention_hopper_kernel(
     end -= begin
     rows = first + tl.arange(0, BM)  # [BM]
     acc = tl.zeros([BM, MAIN], tl.float32)
-    q_main = tl.make_tensor_descriptor(q + base, [end, D], [ROW, 1], [BM, MAIN]).load([first, 0])
-    k_main = tl.make_tensor_descriptor(k + base, [end, D], [ROW, 1], [BN, MAIN])
-    v_main = tl.make_tensor_descriptor(v + base, [end, D], [ROW, 1], [BN, MAIN])
+    length = tl.maximum(end, 1)  # a padded list's items have no tokens, and a descriptor cannot say so
+    q_main = tl.make_tensor_descriptor(q + base, [length, D], [ROW, 1], [BM, MAIN]).load([first, 0])
+    k_main = tl.make_tensor_descriptor(k + base, [length, D], [ROW, 1], [BN, MAIN])
+    v_main = tl.make_tensor_descriptor(v + base, [length, D], [ROW, 1], [BN, MAIN])
     # Without a tail these stand for nothing, and the compiler drops them.
     q_tail, k_tail, v_tail, acc_tail = q_main, k_main, v_main, acc
     if TAIL:
         behind = base + MAIN
-        q_tail = tl.make_tensor_descriptor(q + behind, [end, D - MAIN], [ROW, 1], [BM, TAIL]).load([first, 0])
-        k_tail = tl.make_tensor_descriptor(k + behind, [end, D - MAIN], [ROW, 1], [BN, TAIL])
-        v_tail = tl.make_tensor_descriptor(v + behind, [end, D - MAIN], [ROW, 1], [BN, TAIL])
+        q_tail = tl.make_tensor_descriptor(q + behind, [length, D - MAIN], [ROW, 1], [BM, TAIL]).load([first, 0])
+        k_tail = tl.make_tensor_descriptor(k + behind, [length, D - MAIN], [ROW, 1], [BN, TAIL])
+        v_tail = tl.make_tensor_descriptor(v + behind, [length, D - MAIN], [ROW, 1], [BN, TAIL])
         acc_tail = tl.zeros([BM, TAIL], tl.float32)
     largest = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)

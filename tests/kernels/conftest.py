@@ -14,7 +14,7 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-INTERPRETED = ["test_attention.py", "test_linear_kernels.py", "test_ffn_kernels.py"]
+INTERPRETED = ["test_attention.py", "test_linear_kernels.py", "test_ffn_kernels.py", "test_work.py", "test_tower.py"]
 COMPILED = ["test_aot.py", "test_interpreter.py"]
 
 if importlib.util.find_spec("triton") is None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import infoprune_kernels
 import torch
-from operator_cases import DEFINITIONS, cast, outputs, split
-from torch import Tensor
+from operator_cases import DEFINITIONS, assert_close, cast, outputs, split
 
 from infoprune_rt.ops import plain
 
@@ -23,14 +22,3 @@ def assert_close_to_definition(name: str, args: tuple[Any, ...]) -> None:
         before, _, behind = split(name, args)
         args = before + behind
     assert_close(outputs(getattr(infoprune_kernels, name)(*args)), theirs, exact)
-
-
-def assert_close(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
-    """The same of results that are already there."""
-    for ours, torch_made, truth in zip(mine, theirs, exact, strict=True):
-        assert ours.dtype == torch_made.dtype
-        assert ours.shape == truth.shape
-        if truth.numel():
-            # One rounding of the largest value; of few values PyTorch's may all be close by luck, so that it is two.
-            rounding = (1 if truth.numel() > 256 else 2) * torch.finfo(ours.dtype).eps * truth.abs().max()
-            assert (ours - truth).abs().max() <= 2 * (torch_made - truth).abs().max() + rounding

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from infoprune_kernels.attention import launch_attention
 from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
 from infoprune_kernels.attention_parts import HEAD_DIMS, split_head
 from infoprune_kernels.configs import Rule, Tile, tables
+from infoprune_kernels.work import work_on
 from operator_cases import DEFINITIONS, attention_case, cast
 
 from infoprune_rt.ops import plain
@@ -94,9 +94,7 @@ def test_the_hopper_kernel_serves_where_a_table_has_a_tile_for_it(monkeypatch: p
     """Which one runs is seen by its blocks; rows that do not begin at multiples of 16 bytes are left to the other."""
     module = importlib.import_module("infoprune_kernels.attention")
     blocks: list[int] = []
-    monkeypatch.setattr(
-        module, "attention_work", lambda bounds, size: blocks.append(size) or attention_work(bounds, size)
-    )
+    monkeypatch.setattr(module, "work_on", lambda *args: blocks.append(args[-1]) or work_on(*args))
     assert_close_to_definition("attention", cast(attention_case([20], 1, 80), torch.float16))
     table = tables()[-1]
     rules = {**table.rules, "attention_hopper": (Rule({"head_dim": 96}, Tile(16, 16, 4, 2)),)}
@@ -112,20 +110,6 @@ def assert_kernel_is_right(launch: Callable[..., None], tile: Tile, args: tuple[
     launch(q, k, v, out, attention_work(bounds, tile.block_m), scale, tile)
     exact = DEFINITIONS["attention"](*cast(args, torch.float64))
     assert_close((out,), (plain.attention(*args),), (exact,))
-
-
-@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=8), block_m=st.sampled_from([16, 64, 128]))
-def test_the_work_list_holds_every_query_once_and_long_sequences_first(lengths: list[int], block_m: int) -> None:
-    bounds = torch.tensor([0, *lengths]).cumsum(0)
-    work = attention_work(bounds, block_m)
-    assert work.dtype == torch.int32
-    assert torch.equal(work, attention_work(bounds.tolist(), block_m))
-    seen = Counter(row for first, _, end in work.tolist() for row in range(first, min(first + block_m, end)))
-    assert seen == Counter(range(sum(lengths)))
-    spans = [(begin, end) for _, begin, end in work.tolist()]
-    assert set(spans) <= set(zip(bounds.tolist(), bounds[1:].tolist(), strict=False))
-    sizes = [end - begin for begin, end in spans]
-    assert sizes == sorted(sizes, reverse=True)
 
 
 @given(dim=st.integers(1, 256))

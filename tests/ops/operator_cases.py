@@ -157,6 +157,17 @@ def outputs(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def assert_close(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> None:
+    """No further from the exact results than twice what PyTorch's own are in this dtype, and a rounding."""
+    for ours, torch_made, truth in zip(mine, theirs, exact, strict=True):
+        assert ours.dtype == torch_made.dtype
+        assert ours.shape == truth.shape
+        if truth.numel():
+            # One rounding of the largest value; of few values PyTorch's may all be close by luck, so that it is two.
+            rounding = (1 if truth.numel() > 256 else 2) * torch.finfo(ours.dtype).eps * truth.abs().max()
+            assert (ours - truth).abs().max() <= 2 * (torch_made - truth).abs().max() + rounding
+
+
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
@@ -200,7 +211,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """All pairs of tokens, those of different sequences masked."""
     sequence = torch.searchsorted(cu_seqlens, torch.arange(len(q)), right=True)
-    apart = sequence[:, None] != sequence[None, :]
+    apart = (sequence[:, None] != sequence[None, :]).to(q.device)
     scores = torch.einsum("qhd,khd->hqk", q, k) * scale
     weights = scores.masked_fill(apart, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
@@ -231,7 +242,7 @@ def _ffn_dense(
     if activation == "silu_gated":
         hidden = first[:, :m] / (1 + torch.exp(-first[:, :m])) * first[:, m:]
     else:
-        hidden = torch.where(torch.arange(m) < m - linear, _ACTIVATIONS[activation](first), first)
+        hidden = torch.where(torch.arange(m, device=x.device) < m - linear, _ACTIVATIONS[activation](first), first)
     return x + _product(hidden, w2, s2) + b2
 
 

@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.ops.checks import CHECKS
 from infoprune_rt.ops.plain import ACTIVATIONS, int8_linear
 
 
@@ -220,7 +221,7 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("norm_qkv_rope", replaced(QKV, 4, rand(24, 12).float()), "weight is torch.float32 on cpu"),
     ("norm_qkv_rope", replaced(QKV, 7, None), "cos and sin go together"),
     ("norm_qkv_rope", replaced(QKV, 6, rand(4, 4)), "cos must have shape (5, 4), not (4, 4)"),
-    ("norm_qkv_rope", replaced(QKV, 6, rand(5, 4).long()), "cos must be float32, not torch.int64"),
+    ("norm_qkv_rope", replaced(QKV, 6, rand(5, 4).long()), "cos must be float32 on cpu, not torch.int64"),
     ("norm_qkv_rope", replaced(QKV, 8, 0), "num_heads and head_dim must be positive, not 0 and 4"),
     (
         "norm_qkv_rope",
@@ -278,3 +279,10 @@ def test_malformed_input_is_told(name: str, args: tuple[Any, ...], told: str) ->
     with pytest.raises(InfopruneError, match=re.escape(told)) as caught:
         getattr(OPS, name)(*args)
     assert str(caught.value).startswith(f"infoprune::{name}: ")
+
+
+def test_tables_on_another_device_are_told() -> None:
+    """By the check itself: tensors of "meta" would not come to a kernel."""
+    told = "sin must be float32 on cpu, not torch.float64 on meta"
+    with pytest.raises(InfopruneError, match=told):
+        CHECKS["norm_qkv_rope"](*replaced(QKV, 7, rand(5, 4).to("meta")))

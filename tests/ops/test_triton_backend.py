@@ -128,18 +128,25 @@ def test_doctor_says_that_there_is_no_device() -> None:
 
 
 @needs_triton
-def test_a_tower_on_the_cpu_has_no_use_for_them() -> None:
+def test_a_tower_on_the_cpu_has_no_use_for_them_and_says_so_once() -> None:
     found = python(
+        "import warnings\n"
         "from test_cpu_engine import *\n"
         "tower = compact_tower()\n"
         "x = pixels(tower)\n"
-        "made = {}\n"
-        "for tower.backend in ('plain', 'triton'):\n"
-        "    with torch.no_grad():\n"
-        "        made[tower.backend] = tower(x, GRIDS).pooler_output\n"
-        "print(tower.backend, tower._engine, torch.equal(made['plain'], made['triton']))"
+        "made = []\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for tower.backend in ('plain', 'triton', 'triton'):\n"
+        "        with torch.no_grad():\n"
+        "            made.append(tower(x, GRIDS).pooler_output)\n"
+        "print(tower.backend, tower._engine, all(torch.equal(made[0], each) for each in made))\n"
+        "print([str(each.message) for each in told])"
     )
-    assert found.stdout.split() == ["triton", "None", "True"], found.stderr
+    first, second = found.stdout.splitlines()
+    assert first.split() == ["triton", "None", "True"], found.stderr
+    assert second.count("run the compact tower") == 1
+    assert "the GPU kernels serve CUDA devices, but it is on cpu" in second
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from infoprune_rt.benchmarking.cpu_tower import peers
 from infoprune_rt.benchmarking.cpu_tower.cases import DTYPE, FULL_DEPTH, Case, Subject
+from infoprune_rt.benchmarking.cpu_tower.export import plain_module
 from infoprune_rt.compression import compress, make_plan, quantize_tower
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
@@ -64,9 +65,11 @@ def _plain(subject: Subject) -> Run:
 
 
 def _compiled(subject: Subject) -> Run:
-    tower = _on(subject.compact, "plain")
-    tower.blocks.compile(fullgraph=True, dynamic=False)
-    return _runs(tower, subject)
+    """The operators' plain definitions, since the compiler cannot look into ours; the rest as the exported peers."""
+    pixels = subject.pixels.to(DTYPE)
+    module = plain_module(_on(subject.compact, "plain"), pixels, subject.grid)
+    compiled = torch.compile(module, fullgraph=True, dynamic=False)
+    return lambda: compiled(pixels)
 
 
 def _ours(subject: Subject) -> Run:

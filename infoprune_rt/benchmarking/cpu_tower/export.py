@@ -47,7 +47,7 @@ def plain_module(tower: CompactEncoder, pixels: Tensor, grid_thw: Tensor) -> nn.
     graph: Any = torch.export.export(tower_on_pack, (pixels,)).module()
     ours = getattr(torch.ops, NAMESPACE)
     definitions: dict[Any, Callable[..., Any]] = {getattr(ours, n).default: getattr(plain, n) for n in SCHEMAS}
-    definitions[ours.attention.default] = _attention(tower_on_pack.bounds.diff().tolist())
+    definitions[ours.attention.default] = fixed_attention(tower_on_pack.bounds.diff().tolist())
     for node in graph.graph.nodes:
         node.target = definitions.get(node.target, node.target)
     graph.recompile()
@@ -55,7 +55,7 @@ def plain_module(tower: CompactEncoder, pixels: Tensor, grid_thw: Tensor) -> nn.
     return module
 
 
-def _attention(lengths: list[int]) -> Callable[..., Tensor]:
+def fixed_attention(lengths: list[int]) -> Callable[..., Tensor]:
     """``plain.attention`` for sequences of these lengths; an exporter cannot look at the bounds' values."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:

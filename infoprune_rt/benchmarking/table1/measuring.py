@@ -1,0 +1,149 @@
+"""One workload through all rows: answers checked, products counted, then timed in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infoprune_rt.benchmarking.cpu_tower.memory import growth
+from infoprune_rt.benchmarking.flop_trace import counted_flops
+from infoprune_rt.benchmarking.table1.checks import Check, check
+from infoprune_rt.benchmarking.table1.costs import costs
+from infoprune_rt.benchmarking.table1.methods import Method
+from infoprune_rt.benchmarking.table1.stopwatch import STAGES, Pass, generate
+from infoprune_rt.benchmarking.table1.subject import Subject
+from infoprune_rt.benchmarking.table1.wider import in_wider
+from infoprune_rt.benchmarking.table1.workloads import Workload, pictures, prompt
+from infoprune_rt.benchmarking.timing import REST, percentiles
+
+Row = dict[str, Any]
+Step = Callable[[str], None]  # told what is about to be done
+_PREPARED = 5  # preparations of the pictures that are timed
+
+
+def measure(
+    subject: Subject, rows: Sequence[Method], work: Workload, *, new_tokens: int, rounds: int, step: Step
+) -> list[Row]:
+    """A row for each method, in their order."""
+    inputs, preprocess_ms = prepare(subject, work)
+    bench = _Bench(subject, inputs, new_tokens)
+    checks = _checks(bench, rows, lambda key: step(f"{work.name}: {key}: checking"))
+    counted = {}
+    for method in rows:
+        if method.structure not in counted:
+            step(f"{work.name}: {method.key}: counting products")
+            counted[method.structure] = bench.count(method)
+    times: dict[str, dict[str, list[float]]] = {method.key: {stage: [] for stage in STAGES} for method in rows}
+    for number in range(rounds):
+        for method in rows:
+            step(f"{work.name}: {method.key}: round {number + 1} of {rounds}")
+            for stage, ms in bench.run(method).ms.items():
+                times[method.key][stage].append(ms)
+    peaks = {}
+    for method in rows:
+        step(f"{work.name}: {method.key}: peak memory")
+        peaks[method.key] = bench.peak_bytes(method)
+    made = []
+    for method in rows:
+        cost, checked = costs(subject, method, inputs), checks[method.key]
+        made.append(
+            {
+                "method": method.name,
+                "execution": method.execution,
+                "engine": method.engine,
+                "workload": work.name,
+                "tokens": inputs["input_ids"].shape[1],
+                "patches": int(inputs["image_grid_thw"].prod(1).sum()),
+                **asdict(cost),
+                "flops_counted": counted[method.structure],
+                **_stage_times(preprocess_ms, times[method.key]),
+                "new_tokens": new_tokens,
+                "rounds": rounds,
+                "peak_bytes": peaks[method.key],
+                "accuracy": None,
+                "error": checked.error,
+                "allowed_error": checked.allowed,
+                "checked": checked.right and cost.flops == counted[method.structure],
+            }
+        )
+    return made
+
+
+def prepare(subject: Subject, work: Workload) -> tuple[dict[str, Tensor], list[float]]:
+    """The model's inputs, and the milliseconds of preparing the pictures."""
+    images = pictures(work)
+    taken = []
+    for _ in range(_PREPARED):
+        began = time.perf_counter()
+        pixels = dict(subject.image_processor(images, return_tensors="pt"))
+        taken.append(1000 * (time.perf_counter() - began))
+    device, dtype = subject.model.device, subject.model.dtype
+    pixels["pixel_values"] = pixels["pixel_values"].to(dtype)
+    return {name: value.to(device) for name, value in prompt(subject.model.config, pixels).items()}, taken
+
+
+class _Bench:
+    """Runs rows on one prompt."""
+
+    def __init__(self, subject: Subject, inputs: dict[str, Tensor], new_tokens: int) -> None:
+        self.subject, self.inputs, self.new_tokens = subject, inputs, new_tokens
+
+    def run(self, method: Method) -> Pass:
+        """One generation, after a rest in which the last one's threads stop waiting for more work."""
+        with self.subject.standing(method) as tower:
+            time.sleep(REST)
+            return generate(self.subject.model, tower, self.inputs, self.new_tokens)
+
+    def exact(self, method: Method) -> Tensor:
+        """The first token's logits of a row in a wider dtype."""
+        model = self.subject.model
+        with self.subject.standing(method) as tower, in_wider(model, model.dtype):
+            return generate(model, tower, self.inputs, 1).logits
+
+    def count(self, method: Method) -> int:
+        """Products of the pass to the first token, as PyTorch sees them."""
+        with self.subject.standing(method), torch.inference_mode():
+            return counted_flops(lambda: self.subject.model(**self.inputs, logits_to_keep=1))
+
+    def peak_bytes(self, method: Method) -> int:
+        """By which memory peaks in one generation, above what model and towers take."""
+        device = self.subject.model.device
+        with self.subject.standing(method) as tower:
+
+            def run() -> Pass:
+                return generate(self.subject.model, tower, self.inputs, self.new_tokens)
+
+            if device.type != "cuda":
+                return growth(run)
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            run()
+            return torch.cuda.max_memory_allocated(device) - before
+
+
+def _checks(bench: _Bench, rows: Sequence[Method], step: Step) -> dict[str, Check]:
+    """Each row's first logits, held against its reference's in the same dtype and in a wider one."""
+    exact: dict[str, Tensor] = {}
+    logits: dict[str, Tensor] = {}
+    found = {}
+    for method in rows:
+        step(method.key)
+        logits[method.key] = bench.run(method).logits
+        if method.reference is None:
+            exact[method.key] = bench.exact(method)
+        reference = method.reference or method.key
+        found[method.key] = check(logits[method.key], logits[reference], exact[reference], bench.subject.model.dtype)
+    return found
+
+
+def _stage_times(preprocess_ms: list[float], times: dict[str, list[float]]) -> dict[str, float]:
+    found = {}
+    for stage, taken in {"preprocess": preprocess_ms, **times}.items():
+        for name, value in percentiles(taken).items():
+            found[f"{stage}_{name}_ms"] = value
+    return found
