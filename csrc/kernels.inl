@@ -145,18 +145,18 @@ INLINE void each_sum(int64_t rows, const Factors<S, Q>& factors, const Linear& l
   }
 }
 
-// Through the activation, but for the last `kept` columns, into rows that lie `stride` apart.
+// Through the activation, but for the last columns, which are `straight`, into rows that lie `stride` apart.
 template <class S, bool Q, class E>
 static void activate_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, Activation kind,
-                             int64_t kept, float* sums, E* out, int64_t stride) {
+                             int64_t straight, float* sums, E* out, int64_t stride) {
   const S* bias = static_cast<const S*>(linear.bias);
-  const int64_t active = linear.out - kept;
+  const int64_t active = linear.out - straight;
   each_sum(rows, factors, linear, sums, [&](int64_t i, const float* from, int64_t some, int64_t column) {
     const S* shift = bias ? bias + column : nullptr;
     E* to = out + i * stride + column;
     const int64_t first = column < active ? smaller(some, active - column) : 0;
     if (first) to_hidden(from, shift, first, kind, to);
-    if (first < some) to_hidden(from + first, bias ? shift + first : nullptr, some - first, Activation::none, to + first);
+    if (first < some) to_hidden(from + first, shift ? shift + first : nullptr, some - first, Activation::none, to + first);
   });
 }
 
