@@ -71,22 +71,33 @@ class CapturedGraphs:
         Any thread may call it, on any stream: the buffers are one, and who comes meanwhile waits for them.
         """
         work = self._work(stream.cu_seqlens)
-        bucket = smallest(self.buckets, len(x), len(work), self.launch_ms)
+        items = {block_m: len(found) for block_m, found in work.items()}
+        bucket = smallest(self.buckets, len(x), items, self.launch_ms)
         if bucket is None:
             return None
         captured = next(each for each in self._captured if each.bucket is bucket)
         with self._lock, torch.cuda.device(x.device):
             torch.cuda.current_stream().wait_event(self._free)
-            self._buffers.load(x, work, stream.cos, stream.sin)
+            self._buffers.load(x, {cut: work[cut] for cut in bucket.work_items}, stream.cos, stream.sin)
             captured.graph.replay()
             out = captured.out[: len(x)].clone()
             self._free.record()
         return out
 
-    def _work(self, cu_seqlens: tuple[int, ...]) -> Tensor:
+    def _work(self, cu_seqlens: tuple[int, ...]) -> dict[int, Tensor]:
         from infoprune_kernels.work import work_on
 
-        return work_on(self._like.device, cu_seqlens, self._block_m)
+        return {block_m: work_on(self._like.device, cu_seqlens, block_m) for block_m in self._buffers.work}
+
+    def _room(self, tokens: int) -> dict[int, int]:
+        """What a bucket has programs for, in each of the ways in which its layers, of so many heads, cut their work."""
+        from infoprune_kernels import attention_tile
+
+        layers: Any = list(self._blocks)
+        like, head_dim = self._like, layers[0].head_dim
+        heads = {layer.spec.num_heads for layer in layers} - {0}
+        tiles = [attention_tile(like.device, like.dtype, tokens, count, head_dim)[0] for count in heads]
+        return {tile.block_m: room_for(tokens, tile.block_m) for tile in tiles}
 
     def _capture_within(self, budgets: list[int], max_bytes: int) -> None:
         """Capture all budgets (the largest first) but those that do not fit into max_bytes."""
@@ -104,13 +115,11 @@ class CapturedGraphs:
 
     def _prepare(self, budgets: list[int]) -> int:
         """Buffers for these budgets; bytes that buffers and the largest pass take. Compiles the kernels, too."""
-        from infoprune_kernels import attention_tile
-
         first: Any = self._blocks[0]
-        self._block_m = attention_tile(self._like.device, first.head_dim, self._like.dtype)[0].block_m
         self._captured: list[_Captured] = []
         self._pool = torch.cuda.graph_pool_handle()
-        room = max(room_for(tokens, self._block_m) for tokens in budgets)
+        cuts = {block_m for tokens in budgets for block_m in self._room(tokens)}
+        room = {block_m: room_for(budgets[0], block_m) for block_m in cuts}
         head_dim = first.head_dim if self._rotary else None
         self._buffers = PackBuffers(budgets[0], room, len(first.norm2.weight), head_dim, self._like)
         return self._buffers.bytes + _peak_bytes(self._full_pass(budgets[0]))
@@ -132,13 +141,14 @@ class CapturedGraphs:
             out = run()
         graph.replay()
         replay_ms = statistics.median(_device_ms(graph.replay) for _ in range(_TIMED))
-        return _Captured(Bucket(tokens, room_for(tokens, self._block_m), replay_ms), graph, out)
+        return _Captured(Bucket(tokens, self._room(tokens), replay_ms), graph, out)
 
     def _full_pass(self, tokens: int) -> Callable[[], Tensor]:
         """A pass over one image that fills a bucket, the most that attention can have to do in it."""
         x = torch.randn_like(self._buffers.x[:tokens])
-        self._buffers.load(x, self._work((0, tokens)), None, None)
-        return lambda: self._buffers.run(self._blocks, tokens, room_for(tokens, self._block_m))
+        room, work = self._room(tokens), self._work((0, tokens))
+        self._buffers.load(x, {cut: work[cut] for cut in room}, None, None)
+        return lambda: self._buffers.run(self._blocks, tokens, room)
 
 
 def capture(blocks: BlockStack, *, rotary: bool, token_budgets: Sequence[int] | None, max_bytes: int) -> CapturedGraphs:

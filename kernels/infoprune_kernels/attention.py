@@ -104,11 +104,14 @@ def launch_attention(q: Tensor, k: Tensor, v: Tensor, out: Tensor, work: Tensor,
     launch(_attention_kernel, q, k, v, out, work, scale, tile)
 
 
-def attention_tile(device: torch.device, head_dim: int, dtype: torch.dtype) -> tuple[Tile, bool]:
+def attention_tile(
+    device: torch.device, dtype: torch.dtype, tokens: int, heads: int, head_dim: int
+) -> tuple[Tile, bool]:
     """What attention is cut into on a device, and whether the kernel for Hopper is the one that serves."""
     table = table_for(device)
-    hopper = table.find("attention_hopper", head_dim=head_dim) if serves(head_dim, dtype) else None
-    return hopper or table.choose("attention", head_dim=head_dim), hopper is not None
+    sizes = {"head_dim": head_dim, "heads": heads, "tokens": tokens}
+    hopper = table.find("attention_hopper", **sizes) if serves(head_dim, dtype) else None
+    return hopper or table.choose("attention", **sizes), hopper is not None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -135,7 +138,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
             f"attention: a sequence of {longest} tokens with {heads} heads of {dim} holds 2^31 numbers or more; "
             "split it"
         )
-    tile, hopper = attention_tile(q.device, dim, q.dtype)
+    tile, hopper = attention_tile(q.device, q.dtype, tokens, heads, dim)
     fill = launch_attention_hopper if hopper else launch_attention
     out = q.new_empty(tokens, heads * dim)
     work = work_on(q.device, bounds, tile.block_m)
@@ -144,6 +147,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float)
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """Every head size."""
-    tiles = {dim: table.choose("attention", head_dim=dim) for dim in HEAD_DIMS}
-    return [specimen("attention", _attention_kernel, tile, dim) for dim, tile in tiles.items()]
+    """Every head size with all its tiles."""
+    return [
+        specimen("attention", _attention_kernel, tile, dim)
+        for dim in HEAD_DIMS
+        for tile in table.tiles("attention", head_dim=dim)
+    ]

@@ -88,9 +88,11 @@ def _with_room_for_descriptors(run: Callable[[], None], device: torch.device) ->
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The candidates at every head size; none where there is no TMA."""
+    """Every head size with all its tiles, or with those worth measuring; none where there is no TMA."""
     if table.arch < 90:
         return []
     return [
-        specimen("attention_hopper", _attention_hopper_kernel, tile, dim) for tile in CANDIDATES for dim in HEAD_DIMS
+        specimen("attention_hopper", _attention_hopper_kernel, tile, dim)
+        for dim in HEAD_DIMS
+        for tile in table.tiles("attention_hopper", head_dim=dim) or CANDIDATES
     ]

@@ -2,14 +2,16 @@
 
 A table belongs to a compute capability and names its devices. For each kernel it holds rules, and the first whose
 limits (``up_to``) are all kept decides; its tile may be null: that kernel is not the one for these sizes. Tables that
-were measured say so; the others are resource arithmetic: registers without spills, shared memory within the limit.
+were measured say so, name one device in full and tell where their rules come from (``python -m infoprune_kernels.tune``
+writes them); the others are resource arithmetic: registers without spills, shared memory within the limit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,18 @@ class Rule:
         """Whether these sizes keep the limits."""
         return all(sizes[name] <= limit for name, limit in self.up_to.items())
 
+    def holds(self, up_to: dict[str, int]) -> bool:
+        """Whether all sizes within those limits keep these, too."""
+        return all(name in up_to and up_to[name] <= limit for name, limit in self.up_to.items())
+
 
 @dataclass(frozen=True)
 class ConfigTable:
-    """The rules of one kind of device, by kernel; shared_bytes is what one block of it may have."""
+    """The rules of one kind of device, by kernel.
+
+    devices: parts of device names; of a measured table, full names. shared_bytes: what one block may have there.
+    provenance: of a measured table, date, command, versions, clocks and margin, as ``tune`` wrote them.
+    """
 
     name: str
     devices: tuple[str, ...]
@@ -62,6 +72,7 @@ class ConfigTable:
     shared_bytes: int
     measured: bool
     rules: dict[str, tuple[Rule, ...]]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def find(self, kernel: str, **sizes: int) -> Tile | None:
         """The tile for these sizes, or None where the table does not have the kernel serve them."""
@@ -76,12 +87,42 @@ class ConfigTable:
         tile = self.find(kernel, **sizes)
         if tile is None:
             given = ", ".join(f"{name} {size}" for name, size in sizes.items())
-            limits = " or ".join(str(rule.up_to) for rule in self.rules[kernel] if rule.tile)
+            limits = " or ".join(map(str, self._widest(kernel)))
             raise ValueError(f"{kernel} does not serve {given} on {self.name}: it serves up to {limits}")
         return tile
 
+    def _widest(self, kernel: str) -> list[dict[str, int]]:
+        """The limits of its rules that lie within no other's."""
+        limits = [rule.up_to for rule in self.rules[kernel] if rule.tile]
+        return [one for one in limits if not any(other != one and Rule(other, None).holds(one) for other in limits)]
 
-def _read(path: Path) -> ConfigTable:
+    def tiles(self, kernel: str, **known: int) -> list[Tile]:
+        """The distinct tiles that sizes with these known ones among them may get."""
+        found: list[Tile] = []
+        for rule in self.rules.get(kernel, ()):
+            if all(known[name] <= limit for name, limit in rule.up_to.items() if name in known):
+                found += [rule.tile] if rule.tile and rule.tile not in found else []
+                if rule.up_to.keys() <= known.keys():
+                    break
+        return found
+
+
+def as_json(table: ConfigTable) -> dict[str, Any]:
+    """What ``read`` reads; the name is the file's."""
+    rules = {
+        kernel: [{"up_to": rule.up_to, "tile": rule.tile and _without_none(asdict(rule.tile))} for rule in rows]
+        for kernel, rows in table.rules.items()
+    }
+    head = {name: getattr(table, name) for name in ("devices", "arch", "shared_bytes", "measured", "provenance")}
+    return {**head, "kernels": rules}
+
+
+def _without_none(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def read(path: Path) -> ConfigTable:
+    """A table from its file."""
     found: dict[str, Any] = json.loads(path.read_text())
     rules = {
         kernel: tuple(Rule(row.get("up_to", {}), row["tile"] and Tile(**row["tile"])) for row in rows)
@@ -93,26 +134,30 @@ def _read(path: Path) -> ConfigTable:
 @cache
 def tables() -> tuple[ConfigTable, ...]:
     """All tables that are shipped, those of the least shared memory first."""
-    return tuple(sorted(map(_read, FOLDER.glob("*.json")), key=lambda table: (table.shared_bytes, table.name)))
+    return tuple(sorted(map(read, FOLDER.glob("*.json")), key=lambda table: (table.shared_bytes, table.name)))
 
 
 def pick(candidates: Iterable[ConfigTable], device: str, shared_bytes: int) -> ConfigTable:
-    """The table that names the device; else the last one whose shared memory the device has.
+    """The table that was measured on this very device; else that of arithmetic that names it; else the last that fits.
 
     Raises:
         ValueError: the device has less shared memory than any table asks for.
     """
     fitting = [table for table in candidates if table.shared_bytes <= shared_bytes]
-    if not fitting:
+    measured = [table for table in fitting if table.measured and device in table.devices]
+    reckoned = [table for table in fitting if not table.measured]
+    if measured:
+        return measured[-1]
+    if not reckoned:
         raise ValueError(f"{device} has {shared_bytes} bytes of shared memory per block; no configuration fits in it")
-    return next((t for t in reversed(fitting) if any(name in device for name in t.devices)), fitting[-1])
+    return next((t for t in reversed(reckoned) if any(name in device for name in t.devices)), reckoned[-1])
 
 
 @cache
 def table_for(device: torch.device) -> ConfigTable:
     """The table for tensors of this device; on the CPU, where the interpreter runs the kernels, the largest one."""
     if device.type != "cuda":
-        return tables()[-1]
+        return pick(tables(), device.type, sys.maxsize)
     index = torch.cuda.current_device() if device.index is None else device.index
     shared_bytes = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
     return pick(tables(), torch.cuda.get_device_name(index), shared_bytes)

@@ -103,21 +103,20 @@ def ffn_dense(
 def specimens(table: ConfigTable) -> list[Specimen]:
     """In bfloat16, both products of the 7B's dense FFN, of a quarter of its neurons with the other activations (which
     may be 640 neurons and a linear path of rank 640), and of Qwen2.5-VL's gated FFN.
+
+    Of the first products of the largest and of the gated FFN all tiles; those of the second are ``linear_residual``'s.
     """
     found = []
-    for neurons, activations in ((5120, ("quick_gelu",)), (1280, ("gelu", "gelu_pytorch_tanh", "silu"))):
-        first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=neurons)
-        found += [linear_specimen("ffn_dense", "fc1", first, 1280, neurons, activation=name) for name in activations]
-        found.append(_second(table, neurons))
+    for tile in table.tiles("ffn_dense"):
+        found.append(linear_specimen("ffn_dense", "fc1", tile, 1280, 5120, activation="quick_gelu"))
+        found.append(_gated_specimen(tile, 1280, 3420))
     first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=1280)
+    found += [linear_specimen("ffn_dense", "fc1", first, 1280, 1280, activation=name) for name in ACTIVATIONS[1:]]
     found.append(linear_specimen("ffn_dense", "fc1", first, 1280, 1280, activation="quick_gelu", linear_columns=640))
-    first = table.choose("ffn_dense", tokens=4096, width=1280, neurons=2 * 3420)
-    return [*found, _gated_specimen(first, 1280, 3420), _second(table, 3420)]
-
-
-def _second(table: ConfigTable, hidden: int) -> Specimen:
-    tile = table.choose("linear_residual", tokens=4096, inputs=hidden, outputs=1280)
-    return linear_specimen("ffn_dense", "fc2", tile, hidden, 1280)
+    for hidden in (5120, 1280, 3420):
+        second = table.choose("linear_residual", tokens=4096, inputs=hidden, outputs=1280)
+        found.append(linear_specimen("ffn_dense", "fc2", second, hidden, 1280))
+    return found
 
 
 def _gated_specimen(tile: Tile, width: int, hidden: int) -> Specimen:

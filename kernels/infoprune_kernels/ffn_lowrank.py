@@ -66,7 +66,7 @@ def _up_tile(up, col, rank, WIDTH: tl.constexpr, RANK: tl.constexpr):  # [ranks,
     return tl.load(pointers, mask=rank[:, None] < RANK, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _ffn_lowrank_kernel(
     x, gamma, beta, down, up, bias, out, tokens, eps,
     WIDTH: tl.constexpr, RANK: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
@@ -122,6 +122,29 @@ def launch_ffn_lowrank(
     return out
 
 
+def two_products(table: ConfigTable, tokens: int, width: int, rank: int) -> tuple[Tile, Tile]:
+    """The tiles of the products with ``down`` and with ``up``."""
+    return (
+        table.choose("linear_residual", tokens=tokens, inputs=width, outputs=rank),
+        table.choose("linear_residual", tokens=tokens, inputs=rank, outputs=width),
+    )
+
+
+def launch_two_products(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    down: Tensor,
+    up: Tensor,
+    bias: Tensor,
+    tiles: tuple[Tile, Tile],
+) -> Tensor:
+    """LayerNorm, the product with ``down``, and that with ``up``; x (T x d) is contiguous."""
+    hidden = linear(layer_norm(x, norm_weight, norm_bias, eps), down, None, tiles[0])
+    return linear(hidden, up, bias, tiles[1], residual=x)
+
+
 def ffn_lowrank(
     x: Tensor,
     norm_weight: Tensor,
@@ -145,34 +168,30 @@ def ffn_lowrank(
     """
     table = table_for(x.device)
     tokens, width = x.shape
+    rank = len(down)
     x = x.contiguous()
-    tile = None if up is None else table.find("ffn_lowrank", tokens=tokens, width=width, rank=len(down))
-    if up is not None and tile is not None:
-        return launch_ffn_lowrank(x, norm_weight, norm_bias, eps, down, up, bias, tile)
-
-    def product(rows: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        sizes = {"tokens": tokens, "inputs": rows.shape[1], "outputs": len(weight)}
-        return linear(rows, weight, bias, table.choose("linear_residual", **sizes), residual=residual)
-
-    normed = layer_norm(x, norm_weight, norm_bias, eps)
     if up is None:
-        return product(normed, down, bias, x)
-    return product(product(normed, down, None, None), up, bias, x)
+        merged = table.choose("linear_residual", tokens=tokens, inputs=width, outputs=rank)
+        return linear(layer_norm(x, norm_weight, norm_bias, eps), down, bias, merged, residual=x)
+    tile = table.find("ffn_lowrank", tokens=tokens, width=width, rank=rank)
+    if tile is None:
+        tiles = two_products(table, tokens, width, rank)
+        return launch_two_products(x, norm_weight, norm_bias, eps, down, up, bias, tiles)
+    return launch_ffn_lowrank(x, norm_weight, norm_bias, eps, down, up, bias, tile)
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The 7B's width at ranks on and off the powers of two, those that take two products, and merged; in bfloat16."""
+    """The 7B's width at ranks on and off the powers of two, all tiles; by two products; and merged. In bfloat16."""
     found = []
     for rank in (64, 128, 256, 384, 512, 640):
-        tile = table.find("ffn_lowrank", tokens=4096, width=1280, rank=rank)
-        found += _two_products(table, rank) if tile is None else [_specimen(tile, rank)]
+        found += [_specimen(tile, rank) for tile in table.tiles("ffn_lowrank", width=1280, rank=rank)]
+    found += _two_products(table, 640)
     merged = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=1280)
     return [*found, linear_specimen("ffn_lowrank", "merged", merged, 1280, 1280)]
 
 
 def _two_products(table: ConfigTable, rank: int) -> list[Specimen]:
-    first = table.choose("linear_residual", tokens=4096, inputs=1280, outputs=rank)
-    second = table.choose("linear_residual", tokens=4096, inputs=rank, outputs=1280)
+    first, second = two_products(table, 4096, 1280, rank)
     return [
         linear_specimen("ffn_lowrank", "down", first, 1280, rank, bias=False),
         linear_specimen("ffn_lowrank", "up", second, rank, 1280),

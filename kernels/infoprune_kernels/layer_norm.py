@@ -18,7 +18,7 @@ _ROWS = 4  # per program, so that gamma and beta are read once for all of them
 _WARPS = 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _layer_norm_kernel(
     x, gamma, beta, out, tokens, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip

@@ -18,7 +18,7 @@ from infoprune_kernels.specimens import Specimen
 from infoprune_kernels.tiles import multiply, place_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _qkv_rope_kernel(
     x, weight, bias, cos, sin, q, k, v, tokens,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, ROPE: tl.constexpr,
@@ -116,12 +116,12 @@ def norm_qkv_rope(
 
 
 def specimens(table: ConfigTable) -> list[Specimen]:
-    """The 7B's sizes with 8 and with 5 heads of 80, and CLIP's 9 heads of 64 without rotation, in bfloat16."""
-    cases = ((1280, 8, 80, True), (1280, 5, 80, True), (1024, 9, 64, False))
-    return [
-        _specimen(table.choose("norm_qkv_rope", tokens=4096, inputs=case[0], outputs=3 * case[1] * case[2]), *case)
-        for case in cases
-    ]
+    """The 7B's sizes with 8 heads of 80 (all tiles) and with 5, and CLIP's 9 heads of 64 without rotation; bfloat16."""
+    found = [_specimen(tile, 1280, 8, 80, True) for tile in table.tiles("norm_qkv_rope")]
+    for width, heads, dim, rope in ((1280, 5, 80, True), (1024, 9, 64, False)):
+        tile = table.choose("norm_qkv_rope", tokens=4096, inputs=width, outputs=3 * heads * dim)
+        found.append(_specimen(tile, width, heads, dim, rope))
+    return found
 
 
 def _specimen(tile: Tile, width: int, heads: int, dim: int, rope: bool) -> Specimen:

@@ -6,7 +6,7 @@ captured launches with changing packs gives its own list instead (``using_work``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -16,7 +16,7 @@ from torch import Tensor
 
 _KEPT = 128  # packs whose lists stay on a device: some KiB each
 
-_given: ContextVar[Tensor | None] = ContextVar("given_work", default=None)
+_given: ContextVar[Mapping[int, Tensor] | None] = ContextVar("given_work", default=None)
 _captured: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}  # read by somebody's graph whenever it replays
 
 
@@ -53,8 +53,11 @@ def padded_work(work: Tensor, items: int) -> Tensor:
 
 
 @contextmanager
-def using_work(work: Tensor) -> Iterator[None]:
-    """Attention within takes this list, on its device, whatever bounds it is called with."""
+def using_work(work: Mapping[int, Tensor]) -> Iterator[None]:
+    """Attention within takes one of these lists, on their device, whatever bounds it is called with.
+
+    work: by block_m, for each that ``attention_tile`` names within.
+    """
     token = _given.set(work)
     try:
         yield
@@ -70,7 +73,7 @@ def work_on(device: torch.device, bounds: tuple[int, ...], block_m: int) -> Tens
     """
     given = _given.get()
     if given is not None:
-        return given
+        return given[block_m]
     work = _on_device(bounds, block_m, device)
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():

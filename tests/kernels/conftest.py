@@ -14,8 +14,15 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-INTERPRETED = ["test_attention.py", "test_linear_kernels.py", "test_ffn_kernels.py", "test_work.py", "test_tower.py"]
-COMPILED = ["test_aot.py", "test_interpreter.py"]
+INTERPRETED = [
+    "test_attention.py",
+    "test_linear_kernels.py",
+    "test_ffn_kernels.py",
+    "test_work.py",
+    "test_tower.py",
+    "test_tune_problems.py",
+]
+COMPILED = ["test_aot.py", "test_interpreter.py", "test_tune.py"]
 
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob = ["test_*.py"]

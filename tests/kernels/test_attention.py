@@ -16,7 +16,7 @@ from infoprune_kernels import attention, attention_work
 from infoprune_kernels.attention import launch_attention
 from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
 from infoprune_kernels.attention_parts import HEAD_DIMS, split_head
-from infoprune_kernels.configs import Rule, Tile, tables
+from infoprune_kernels.configs import Rule, Tile, table_for
 from infoprune_kernels.work import work_on
 from operator_cases import DEFINITIONS, attention_case, cast
 
@@ -96,12 +96,12 @@ def test_the_hopper_kernel_serves_where_a_table_has_a_tile_for_it(monkeypatch: p
     blocks: list[int] = []
     monkeypatch.setattr(module, "work_on", lambda *args: blocks.append(args[-1]) or work_on(*args))
     assert_close_to_definition("attention", cast(attention_case([20], 1, 80), torch.float16))
-    table = tables()[-1]
+    table = table_for(torch.device("cpu"))
     rules = {**table.rules, "attention_hopper": (Rule({"head_dim": 96}, Tile(16, 16, 4, 2)),)}
     monkeypatch.setattr(module, "table_for", lambda device: replace(table, rules=rules))
     for dim in (80, 20, 128):
         assert_close_to_definition("attention", cast(attention_case([20], 1, dim), torch.float16))
-    assert blocks == [128, 16, 128, 128]
+    assert blocks == [64, 16, 64, 64]
 
 
 def assert_kernel_is_right(launch: Callable[..., None], tile: Tile, args: tuple[Any, ...]) -> None:
@@ -129,7 +129,10 @@ def test_what_it_cannot_do_is_refused() -> None:
         with pytest.raises(ValueError, match="the scale must be positive"):
             attention(q, k, v, bounds, wrong)
     wide = torch.empty(4, 2, 256)
-    with pytest.raises(ValueError, match=r"attention does not serve head_dim 256 on .*up to \{'head_dim': 128\}"):
+    with pytest.raises(
+        ValueError,
+        match=r"attention does not serve head_dim 256, heads 2, tokens 4 on \w+: it serves up to \{'head_dim': 128\}$",
+    ):
         attention(wide, wide, wide, torch.tensor([0, 4]), scale)
     long = torch.empty(1, 1, 1).expand(2**24, 2, 64)
     with pytest.raises(ValueError, match=r"a sequence of 16777216 tokens with 2 heads of 64 .*split it"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from infoprune_kernels.configs import ConfigTable, Rule, Tile, pick, table_for, tables
@@ -27,7 +29,7 @@ def test_the_first_rule_whose_limits_are_kept_decides() -> None:
 
 
 def test_sizes_that_no_rule_serves_are_named() -> None:
-    told = r"product does not serve rank 300, tokens 1 on some: it serves up to .*'rank': 64.* or \{'rank': 256\}"
+    told = r"product does not serve rank 300, tokens 1 on some: it serves up to \{'rank': 256\}$"
     with pytest.raises(ValueError, match=told):
         TABLE.choose("product", rank=300, tokens=1)
 
@@ -62,15 +64,56 @@ def test_a_device_with_too_little_shared_memory_is_refused() -> None:
 
 
 def test_the_interpreter_gets_the_largest_table() -> None:
-    assert table_for(torch.device("cpu")) is tables()[-1]
+    assert table_for(torch.device("cpu")) is [table for table in tables() if not table.measured][-1]
 
 
 @pytest.mark.parametrize("table", tables(), ids=lambda table: table.name)
 def test_shipped_tables_serve_every_operator_and_nothing_unmeasured_by_choice(table: ConfigTable) -> None:
     """Where no rule is left for the low-rank kernel, two products serve, which have no limit."""
-    assert table.rules.keys() == {"norm_qkv_rope", "attention", "linear_residual", "ffn_lowrank", "ffn_dense"}
-    for kernel in ("norm_qkv_rope", "linear_residual", "ffn_dense"):
-        assert table.choose(kernel)
-    assert table.choose("attention", head_dim=128)
-    assert table.choose("ffn_lowrank", rank=256)
-    assert not table.measured
+    kernels = {"norm_qkv_rope", "attention", "linear_residual", "ffn_lowrank", "ffn_dense"}
+    assert table.rules.keys() - {"attention_hopper"} == kernels
+    for tokens in (1, 10**6):
+        for kernel in ("norm_qkv_rope", "linear_residual"):
+            assert table.choose(kernel, tokens=tokens, inputs=10**5, outputs=10**5)
+        assert table.choose("ffn_dense", tokens=tokens, width=10**5, neurons=10**5)
+        assert table.choose("attention", tokens=tokens, heads=100, head_dim=128)
+    assert table.measured == bool(table.provenance)
+    if not table.measured:
+        assert "attention_hopper" not in table.rules
+        assert table.find("ffn_lowrank", tokens=10**6, width=1280, rank=256)
+
+
+MULTIPROCESSORS = {"a100": 108, "h100": 132, "l40s": 142}
+
+
+@pytest.mark.parametrize("table", [t for t in tables() if not t.measured], ids=lambda table: table.name)
+@pytest.mark.parametrize("tokens", [1, 256, 512, 1024, 1564, 4096, 12100])
+def test_tiles_of_arithmetic_keep_the_chip_busy(table: ConfigTable, tokens: int) -> None:
+    """Half of its multiprocessors have a program, or no tile of 64 rows would give them one."""
+    half = MULTIPROCESSORS[table.name] // 2
+    for outputs in (128, 256, 640, 1280, 1920, 3840, 5120):
+        tile = table.choose("linear_residual", tokens=tokens, inputs=640, outputs=outputs)
+        programs = -(-tokens // tile.block_m) * -(-outputs // tile.block_n)
+        assert programs >= min(half, -(-tokens // 64) * -(-outputs // 64))
+    for heads in (4, 8, 16):
+        tile = table.choose("attention", tokens=tokens, heads=heads, head_dim=80)
+        assert heads * -(-tokens // tile.block_m) >= min(half, heads * -(-tokens // 64))
+    for rank in (64, 256, 512):
+        whole = table.find("ffn_lowrank", tokens=tokens, width=1280, rank=rank)
+        assert whole is None or -(-tokens // whole.block_m) >= half
+
+
+def test_all_tiles_that_sizes_may_get() -> None:
+    assert TABLE.tiles("product") == [SMALL, LARGE]
+    assert TABLE.tiles("product", rank=100) == [LARGE]
+    assert TABLE.tiles("product", rank=300) == []
+    assert TABLE.tiles("product", tokens=101) == [LARGE]
+    assert TABLE.tiles("unknown") == []
+
+
+def test_a_measured_table_is_for_its_device_alone() -> None:
+    known = [*tables(), replace(TABLE, measured=True, devices=("NVIDIA H200",))]
+    assert pick(known, "NVIDIA H200", 232448).name == "some"
+    assert pick(known, "NVIDIA H200 NVL", 232448).name == "h100"
+    assert pick(known, "NVIDIA H200", 101376).name == "l40s"
+    assert pick(known, "NVIDIA B200", 232448).name == "h100"

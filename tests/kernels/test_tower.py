@@ -76,12 +76,12 @@ def test_it_answers_as_plain_pytorch(tower: Any) -> None:
 def test_a_pass_over_buffers_with_room_to_spare_gives_the_same(tower: Any) -> None:
     """Twice: the second pack is smaller and finds the first one's rows behind its own."""
     x, bounds, cos, sin = stream_of(tower, torch.randn(int(GRIDS.prod(1).sum()), 1176).half())
-    buffers = PackBuffers(96, 10, 64, 16, x)
+    buffers = PackBuffers(96, {32: 12, 64: 10}, 64, 16, x)
     for count in (4, 2):
         bounds, rows = bounds[: count + 1], int(bounds[count])
         with triton_backend.demanding("triton"):
             expected = tower.blocks(x[:rows], bounds, cos[:rows], sin[:rows])
-        buffers.load(x[:rows], attention_work(bounds, 128), cos[:rows], sin[:rows])
-        made = buffers.run(tower.blocks, 80, 8)
+        buffers.load(x[:rows], {cut: attention_work(bounds, cut) for cut in (32, 64)}, cos[:rows], sin[:rows])
+        made = buffers.run(tower.blocks, 80, {64: 8})
         assert made.shape == (80, 64)
         assert torch.equal(made[:rows], expected)

@@ -60,10 +60,10 @@ def test_a_list_that_does_not_fit_is_refused() -> None:
 
 def test_the_list_that_was_given_is_the_one_that_is_used() -> None:
     q, k, v, bounds, scale = cast(attention_case([20, 30], 2, 32), torch.float32)
-    work = attention_work(bounds, 128)
+    work = {cut: attention_work(bounds, cut) for cut in (64, 128)}
     with using_work(work):
         assert torch.equal(attention(q, k, v, torch.tensor([0, 50]), scale), attention(q, k, v, bounds, scale))
-        assert work_on(CPU, (0, 50), 128) is work
+        assert all(work_on(CPU, (0, 50), cut) is work[cut] for cut in work)
     assert len(work_on(CPU, (0, 50), 128)) == 1
 
 
