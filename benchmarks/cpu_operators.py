@@ -95,10 +95,10 @@ def csrc(name: str, args: Args) -> Callable[[], Any]:
     x, *norm = args[:4]
     if name == "ffn_lowrank":
         down, up, bias = args[4:]
-        ffn = CPU.pack(down, 1, best), None, RANK, CPU.pack(up, 1, best), bias, "none"
+        ffn = CPU.pack(down, 1, best), None, RANK, CPU.pack(up, 1, best), bias, "none", 0
     else:
         fc1, fc1_bias, fc2, fc2_bias, activation = args[4:]
-        ffn = CPU.pack(fc1, 1, best), fc1_bias, NEURONS, CPU.pack(fc2, 1, best), fc2_bias, activation
+        ffn = CPU.pack(fc1, 1, best), fc1_bias, NEURONS, CPU.pack(fc2, 1, best), fc2_bias, activation, 0
     return lambda: CPU.ffn_(x, *norm, *ffn, False, best) or x
 
 

@@ -156,6 +156,8 @@ class Study:
         """FFNs alone, by mode."""
         for size in (256, 192, 128):
             self.plan("FFN only", f"neurons {size}", None, FFNPlan(mode="neurons", size=size))
+        for size in (192, 128):
+            self.plan("FFN only", f"hybrid {size}", None, FFNPlan(mode="hybrid", size=size))
         self.plan("FFN only", "rrr 128", None, FFNPlan(mode="rrr", size=128))
         linear = FFNPlan(mode="taylor", size=128)
         self.plan("FFN only", "taylor 128, mean bias", None, linear, sequential=False)

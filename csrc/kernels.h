@@ -14,7 +14,7 @@ constexpr int64_t kKeyBlock = 256;   // keys whose scores are held at a time
 constexpr int kMostKernels = 6;      // instruction sets there can be
 
 enum class Dtype : int32_t { f32, bf16 };
-enum class Activation : int32_t { none, quick_gelu, gelu, gelu_tanh, silu };
+enum class Activation : int32_t { none, quick_gelu, gelu, gelu_tanh, silu, silu_gated };
 
 // Static: each instruction set has its own copies. Inline functions of one name would be merged by the linker, and code
 // compiled for one set would run in another's place.
@@ -71,11 +71,15 @@ struct LinearActivation {
 };
 
 // x + second(activation(first(norm(x)))); without a second matrix, x + first(norm(x)). out may be x.
+//
+// silu_gated: the first matrix has two columns for each of the second's rows, a panel of gates and the panel of what
+// they multiply in turn, both filled up; and so is its bias.
 struct Ffn {
   const void* x;
   Norm norm;
   Linear first, second;  // second.packed null: only the first
   Activation activation;
+  int64_t linear;  // of the hidden values, the last so many have no activation
   void* out;
   bool quantised;  // both matrices
 };

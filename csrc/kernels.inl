@@ -145,13 +145,32 @@ INLINE void each_sum(int64_t rows, const Factors<S, Q>& factors, const Linear& l
   }
 }
 
-// Through the activation, into rows that lie `stride` apart.
+// Through the activation, but for the last columns, which are `straight`, into rows that lie `stride` apart.
 template <class S, bool Q, class E>
 static void activate_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, Activation kind,
-                             float* sums, E* out, int64_t stride) {
+                             int64_t straight, float* sums, E* out, int64_t stride) {
+  const S* bias = static_cast<const S*>(linear.bias);
+  const int64_t active = linear.out - straight;
+  each_sum(rows, factors, linear, sums, [&](int64_t i, const float* from, int64_t some, int64_t column) {
+    const S* shift = bias ? bias + column : nullptr;
+    E* to = out + i * stride + column;
+    const int64_t first = column < active ? smaller(some, active - column) : 0;
+    if (first) to_hidden(from, shift, first, kind, to);
+    if (first < some) to_hidden(from + first, shift ? shift + first : nullptr, some - first, Activation::none, to + first);
+  });
+}
+
+// Each panel of gates times the one beside it, into rows of `hidden` values that lie `stride` apart.
+template <class S, bool Q, class E>
+static void gate_product(int64_t rows, const Factors<S, Q>& factors, const Linear& linear, int64_t hidden, float* sums,
+                         E* out, int64_t stride) {
+  static_assert(kChunk % 2 == 0);
   const S* bias = static_cast<const S*>(linear.bias);
   each_sum(rows, factors, linear, sums, [&](int64_t i, const float* from, int64_t some, int64_t column) {
-    to_hidden(from, bias ? bias + column : nullptr, some, kind, out + i * stride + column);
+    for (int64_t pair = 0; pair < some; pair += 2 * kPanel) {
+      const int64_t at = column + pair, value = at / 2;
+      to_gated(from + pair, bias ? bias + at : nullptr, smaller(kPanel, hidden - value), out + i * stride + value);
+    }
   });
 }
 
@@ -194,7 +213,7 @@ static void activated(const LinearActivation& task, int64_t row, int64_t rows, v
   const LinearScratch<S, false> at(task, memory);
   const int64_t n = task.linear.out;
   at.set(task.x, row, rows, task.linear.in);
-  activate_product(rows, at.factors, task.linear, task.activation, at.sums, static_cast<S*>(task.out) + row * n, n);
+  activate_product(rows, at.factors, task.linear, task.activation, 0, at.sums, static_cast<S*>(task.out) + row * n, n);
 }
 
 // -- the FFN: norm, one or two products with what is between them kept in cache, bias, residual
@@ -207,20 +226,28 @@ struct FfnScratch {
   S* activated;  // what is between the products before it is quantised; else it goes to `hidden` at once
 
   FfnScratch(const Ffn& task, void* memory)
-      : scratch(memory), factors(scratch, task.norm.width), hidden(scratch, task.second.packed ? task.first.out : 0),
+      : scratch(memory), factors(scratch, task.norm.width), hidden(scratch, task.second.packed ? task.second.in : 0),
         whole(scratch.take<float>(Q ? task.norm.width : 0)), sums(scratch.take<float>(kRowBlock * kChunk * kPanel)),
-        activated(scratch.take<S>(Q && task.second.packed ? kRowBlock * task.first.out : 0)) {}
+        activated(scratch.take<S>(Q && task.second.packed ? kRowBlock * task.second.in : 0)) {}
 };
 
-// The first product through the activation, as factors of the second.
+// The first product through the activation or its gates.
+template <class S, bool Q, class E>
+static void first_product(const Ffn& task, int64_t rows, const FfnScratch<S, Q>& at, E* out, int64_t stride) {
+  if (task.activation == Activation::silu_gated)
+    return gate_product(rows, at.factors, task.first, task.second.in, at.sums, out, stride);
+  activate_product(rows, at.factors, task.first, task.activation, task.linear, at.sums, out, stride);
+}
+
+// The same as factors of the second.
 template <class S, bool Q>
 static void make_hidden(const Ffn& task, int64_t rows, const FfnScratch<S, Q>& at) {
-  const int64_t m = task.first.out;
+  const int64_t m = task.second.in;
   if constexpr (Q) {
-    activate_product(rows, at.factors, task.first, task.activation, at.sums, at.activated, m);
+    first_product(task, rows, at, at.activated, m);
     for (int64_t i = 0; i < rows; ++i) at.hidden.set_row(i, at.activated + i * m, m);
   } else {
-    activate_product(rows, at.factors, task.first, task.activation, at.sums, at.hidden.values, at.hidden.stride);
+    first_product(task, rows, at, at.hidden.values, at.hidden.stride);
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = m; j < at.hidden.stride; ++j) at.hidden.row(i)[j] = from_float<Factor<S, Q>>(0.0f);
   }

@@ -217,6 +217,7 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
   if (name == "silu") return Activation::silu;
+  if (name == "silu_gated") return Activation::silu_gated;
   require(name == "none", "unknown activation '", name, "'");
   return Activation::none;
 }
@@ -228,6 +229,7 @@ void linear_activation(const Tensor& x, const Tensor& packed, const std::optiona
   const Dtype dtype = dtype_of(x);
   const auto kind = x.scalar_type();
   require(x.dim() == 2 && out.dim() == 2, "x and out must have two dimensions");
+  require(after != "silu_gated", "a layer alone has no gate");
   const int64_t rows = x.size(0), k = x.size(1), n = out.size(1);
   LinearActivation task{data("x", x, x.sizes(), kind),
                         {packed_data("packed", packed, use, dtype, false, k, n), optional_data("bias", bias, {n}, kind),
@@ -240,7 +242,8 @@ void linear_activation(const Tensor& x, const Tensor& packed, const std::optiona
 
 void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& first,
          const std::optional<Tensor>& first_bias, int64_t hidden, const std::optional<Tensor>& second,
-         const std::optional<Tensor>& second_bias, StringHandle activation, bool int8, StringHandle isa) {
+         const std::optional<Tensor>& second_bias, StringHandle activation, int64_t linear, bool int8,
+         StringHandle isa) {
   const std::string between = text(activation);
   const Kernels& use = kernels(isa);
   const Dtype dtype = dtype_of(x);
@@ -250,13 +253,19 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
           "x must have two dimensions, and `first` must be as wide as `hidden` says");
   const int64_t d = x.size(1);
   require(second.has_value() || hidden == d, "a single matrix must keep the width");
+  const Activation kind_between = activation_of(between);
+  const bool gated = kind_between == Activation::silu_gated;
+  require(linear >= 0 && linear <= hidden, "`linear` must lie between 0 and `hidden`");
+  require(!gated || (second.has_value() && !linear), "a gated FFN has two matrices and no linear hidden values");
+  const int64_t wide = gated ? 2 * padded(hidden, kPanel) : hidden;
   Ffn task{data("x", x, x.sizes(), kind),
            norm_of(x, norm_weight, norm_bias, eps),
-           {packed_data("first", first, use, dtype, int8, d, hidden),
-            optional_data("first_bias", first_bias, {hidden}, kind), d, hidden},
+           {packed_data("first", first, use, dtype, int8, d, wide),
+            optional_data("first_bias", first_bias, {wide}, kind), d, wide},
            {second.has_value() ? packed_data("second", *second, use, dtype, int8, hidden, d) : nullptr,
             optional_data("second_bias", second_bias, {d}, kind), hidden, d},
-           activation_of(between),
+           kind_between,
+           linear,
            data("x", x, x.sizes(), kind),
            int8};
   run_rows(TorchThreads(), x.size(0), use.row_block, use.ffn_scratch(dtype, task),
@@ -267,7 +276,9 @@ void ffn(Tensor x, const Tensor& norm_weight, const Tensor& norm_bias, double ep
 
 // What has an underscore writes into what it is given: attention leaves its result in q, linear_activation in `out`, the
 // others in the residual stream.
-// int8: the packed weights came from pack_int8.
+// int8: the packed weights came from pack_int8. linear: of the hidden values, the last so many have no activation.
+// Of a gated FFN the rows that `first` was packed from, and its bias, are 16 of the gate and 16 of what it multiplies in
+// turn, filled up with zeros; `hidden` counts neither these nor the gates.
 STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
   m.def("instruction_sets() -> str");
   m.def("workspace_bytes() -> int");
@@ -283,7 +294,7 @@ STABLE_TORCH_LIBRARY(infoprune_cpu, m) {
       "linear_activation_(Tensor x, Tensor packed, Tensor? bias, str activation, Tensor(a!) out, str isa) -> ()");
   m.def(
       "ffn_(Tensor(a!) x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor first, Tensor? first_bias, "
-      "int hidden, Tensor? second, Tensor? second_bias, str activation, bool int8, str isa) -> ()");
+      "int hidden, Tensor? second, Tensor? second_bias, str activation, int linear, bool int8, str isa) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(infoprune_cpu, CompositeExplicitAutograd, m) {

@@ -101,6 +101,16 @@ static void to_hidden(const float* sums, const S* bias, int64_t count, Activatio
   });
 }
 
+// The same where half of the sums are gates: a panel of them, then a panel of what they multiply.
+template <class S, class E>
+static void to_gated(const float* sums, const S* bias, int64_t count, E* to) {
+  by_vectors(count, EACH_VECTOR {
+    Floats gate = load_some(sums + i, some), other = load_some(sums + kPanel + i, some);
+    if (bias) gate += load_some(bias + i, some), other += load_some(bias + kPanel + i, some);
+    store_some(to + i, activate(gate, Activation::silu) * other, some);
+  });
+}
+
 // sums + bias + residual, as the result.
 template <class S>
 static void to_output(const float* sums, const S* bias, const S* residual, int64_t count, S* out) {

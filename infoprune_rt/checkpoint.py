@@ -230,6 +230,11 @@ def _check_plan(plan: Plan, blocks: list[dict[str, Any]]) -> None:
                 f"block {i}: the plan's activation between factors is {planned.ffn.between!r}, but the tower's config "
                 f"has {built.get('activation')!r}"
             )
+        if planned.ffn.kind == "hybrid" and planned.ffn.fitted_linear != built.get("linear"):
+            raise InfopruneError(
+                f"block {i}: the plan's linear path has rank {planned.ffn.fitted_linear!r}, but the tower's config has "
+                f"{built.get('linear')!r}"
+            )
         if planned.quantize != built.get("quantize"):
             raise InfopruneError(
                 f"block {i}: the plan quantises to {planned.quantize!r}, but the tower's config has "

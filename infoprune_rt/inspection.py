@@ -22,6 +22,7 @@ from infoprune_rt.towers.loading import read_config
 class Row:
     """One block. The FLOPs are those of one image of the inspected number of patches.
 
+    linear: of a hybrid FFN's size, the rank of its linear path.
     quantize: "int8" where that is what the weights are stored as. bytes: of all the block's parameters; None where the
     model's config does not say in which dtype they are stored.
     """
@@ -30,6 +31,7 @@ class Row:
     heads: int
     ffn: str
     size: int | None
+    linear: int | None
     quantize: str | None
     parameters: int
     bytes: int | None
@@ -95,7 +97,7 @@ def describe(
 
     costs = tower_costs(specs, shape, [patches])
     rows = [
-        Row(i, spec.num_heads, spec.ffn, _size(spec, shape), spec.quantize, *counted(cost), error, note)
+        Row(i, spec.num_heads, spec.ffn, _size(spec, shape), spec.linear, spec.quantize, *counted(cost), error, note)
         for i, (spec, cost, (error, note)) in enumerate(zip(specs, costs, notes, strict=True))
     ]
     total = counted(sum(costs, BlockCost()))
@@ -119,6 +121,8 @@ def inspection_table(found: Inspection) -> Table:
     for row in found.rows:
         error = "" if row.held_out_error is None else f"{row.held_out_error:.3f}"
         size = "" if row.size is None else str(row.size)
+        if row.linear is not None:
+            size += f" ({row.linear} linear)"
         heads = f"{row.heads}/{shape.num_heads}"
         flops = f"{row.flops / 1e6:,.0f}"
         form = row.ffn if row.quantize is None else f"{row.ffn} {row.quantize}"

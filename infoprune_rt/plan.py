@@ -19,12 +19,12 @@ from infoprune_rt.ops.plain import ACTIVATIONS
 from infoprune_rt.towers.base import TowerShape
 
 PLAN_FORMAT = 1
-FFNMode = Literal["dense", "taylor", "rrr", "neurons"]
-FFNKind = Literal["dense", "lowrank", "merged", "neurons"]
+FFNMode = Literal["dense", "taylor", "rrr", "neurons", "hybrid"]
+FFNKind = Literal["dense", "lowrank", "merged", "neurons", "hybrid"]
 Quantization = Literal["int8"]
-MODES: tuple[str, ...] = ("dense", "taylor", "rrr", "neurons")
+MODES: tuple[str, ...] = ("dense", "taylor", "rrr", "neurons", "hybrid")
 FACTORED_MODES = ("taylor", "rrr")  # those that fit two low-rank factors
-KINDS: tuple[str, ...] = ("dense", "lowrank", "merged", "neurons")
+KINDS: tuple[str, ...] = ("dense", "lowrank", "merged", "neurons", "hybrid")
 QUANTIZATIONS: tuple[str, ...] = ("int8",)
 
 
@@ -32,17 +32,18 @@ QUANTIZATIONS: tuple[str, ...] = ("int8",)
 class FFNPlan:
     """One block's FFN.
 
-    mode: how it is fitted. size: rank k (``taylor``, ``rrr``) or kept neurons m' (``neurons``);
-    None lets epsilon decide. epsilon: admitted relative error (method.md section 2: of the weight
-    spectrum for ``taylor``, of the output for ``rrr`` and ``neurons``). bias: ``taylor`` keeps the
-    Taylor expansion's own constant, ``mean`` corrects it by the calibration mean. between: an
-    activation between the two factors of ``taylor`` or ``rrr``, up phi(down x) + c; None is the linear
+    mode: how it is fitted. size: rank k (``taylor``, ``rrr``), kept neurons m' (``neurons``), or both
+    together, half of it each (``hybrid``); None lets epsilon decide. epsilon: admitted relative error
+    (method.md section 2: of the weight spectrum for ``taylor``, of the output for the others). bias:
+    ``taylor`` keeps the Taylor expansion's own constant, ``mean`` corrects it by the calibration mean.
+    between: an activation between the two factors of ``taylor`` or ``rrr``, up phi(down x) + c; None is the linear
     map. The paper does not say whether one survives there: this is an open reading. The factors are
     those of the linear map, so where they fit best without it (``rrr``, every block apart) an activation
     loses accuracy; on the tiny VLM it gained some points in the other cases and stayed far below
     ``neurons``. Size and epsilon are those of the linear map; the block takes the ``neurons`` kind.
     max_error: the block stays dense when its held-out relative output error exceeds this.
-    kind, fitted_size, held_out_error and note are filled in when the plan is applied; they are never read.
+    kind, fitted_size (of a ``hybrid`` FFN with the rank of its linear path, which is fitted_linear), held_out_error
+    and note are filled in when the plan is applied; they are never read.
     """
 
     mode: FFNMode = "dense"
@@ -53,6 +54,7 @@ class FFNPlan:
     max_error: float | None = None
     kind: FFNKind | None = None
     fitted_size: int | None = None
+    fitted_linear: int | None = None
     held_out_error: float | None = None
     note: str | None = None
 
@@ -227,9 +229,11 @@ def _validate_ffn(i: int, ffn: FFNPlan, shape: TowerShape) -> None:
         )
     if ffn.mode == "dense":
         return
-    limit = shape.ffn_width if ffn.mode == "neurons" else shape.width
-    what = "neurons" if ffn.mode == "neurons" else "rank"
+    what, least, limit = {
+        "neurons": ("neurons", 1, shape.ffn_width),
+        "hybrid": ("neurons and rank", 2, min(shape.ffn_width, 2 * shape.width)),
+    }.get(ffn.mode, ("rank", 1, shape.width))
     if ffn.size is None and ffn.epsilon is None:
         raise InfopruneError(f"block {i}: FFN mode {ffn.mode!r} needs a size ({what}) or an epsilon")
-    if ffn.size is not None and not _whole(ffn.size, 1, limit):
-        raise InfopruneError(f"block {i}: FFN {what} must be a whole number in 1..{limit}, not {ffn.size!r}")
+    if ffn.size is not None and not _whole(ffn.size, least, limit):
+        raise InfopruneError(f"block {i}: FFN {what} must be a whole number in {least}..{limit}, not {ffn.size!r}")

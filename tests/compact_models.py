@@ -28,16 +28,17 @@ BLOCKS: list[dict[str, Any]] = [
     {"num_heads": 3, "ffn": "neurons", "size": 19},
     {"num_heads": 2, "ffn": "dense", "size": None},
     {"num_heads": 1, "ffn": "neurons", "size": 9, "activation": "silu"},
+    {"num_heads": 2, "ffn": "hybrid", "size": 12, "linear": 5},
 ]
 
 
 def vision_config(architecture: str) -> PretrainedConfig:
     if architecture == "qwen2_vl":
-        return Qwen2VLVisionConfig(depth=5, embed_dim=24, hidden_size=16, num_heads=3, mlp_ratio=2, patch_size=4)
+        return Qwen2VLVisionConfig(depth=6, embed_dim=24, hidden_size=16, num_heads=3, mlp_ratio=2, patch_size=4)
     return CLIPVisionConfig(
         hidden_size=24,
         intermediate_size=50,
-        num_hidden_layers=5,
+        num_hidden_layers=6,
         num_attention_heads=3,
         image_size=12,
         patch_size=4,
@@ -79,11 +80,16 @@ def vlm_config(architecture: str, tied: bool = False) -> PretrainedConfig:
 
 def make_plan(architecture: str) -> Plan:
     """A resolved plan whose blocks are ``BLOCKS``."""
-    modes = {"lowrank": "rrr", "merged": "taylor", "neurons": "neurons", "dense": "dense"}
+    modes = {"lowrank": "rrr", "merged": "taylor", "neurons": "neurons", "dense": "dense", "hybrid": "hybrid"}
     blocks = tuple(
         BlockPlan(
             heads=tuple(range(block["num_heads"])),
-            ffn=FFNPlan(mode=modes[block["ffn"]], size=block["size"] or 20, kind=block["ffn"])
+            ffn=FFNPlan(
+                mode=modes[block["ffn"]],
+                size=block["size"] or 20,
+                kind=block["ffn"],
+                fitted_linear=block.get("linear"),
+            )
             if "activation" not in block
             else FFNPlan(mode="rrr", size=block["size"], between=block["activation"], kind=block["ffn"]),
         )

@@ -161,6 +161,7 @@ def test_what_does_not_fit_together_is_never_written(tmp_path: Path) -> None:
     fewer = dataclasses.replace(plan, blocks=(dataclasses.replace(plan.blocks[0], heads=()), *plan.blocks[1:]))
     denser = dataclasses.replace(plan, blocks=(*plan.blocks[:1], plan.blocks[3], *plan.blocks[2:]))
     linear = dataclasses.replace(plan.blocks[4], ffn=dataclasses.replace(plan.blocks[4].ffn, between=None))
+    thinner = dataclasses.replace(plan.blocks[5], ffn=dataclasses.replace(plan.blocks[5].ffn, fitted_linear=4))
     for bad_state, bad_plan, told in [
         (lacking, plan, r"lack 'blocks\.0\.ffn\.up'"),
         (state | {"extra": torch.zeros(1)}, plan, "have an unexpected 'extra'"),
@@ -169,8 +170,13 @@ def test_what_does_not_fit_together_is_never_written(tmp_path: Path) -> None:
         (state, denser, "block 1: the plan keeps 2 heads, but the tower's config has 0"),
         (
             state,
-            dataclasses.replace(plan, blocks=(*plan.blocks[:4], linear)),
+            dataclasses.replace(plan, blocks=(*plan.blocks[:4], linear, plan.blocks[5])),
             "block 4: the plan's activation between factors is None, but the tower's config has 'silu'",
+        ),
+        (
+            state,
+            dataclasses.replace(plan, blocks=(*plan.blocks[:5], thinner)),
+            "block 5: the plan's linear path has rank 4, but the tower's config has 5",
         ),
     ]:
         with pytest.raises(InfopruneError, match=told):

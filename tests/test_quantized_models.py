@@ -22,8 +22,15 @@ from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
 from infoprune_rt.runtime.encoder import CompactEncoder
 from infoprune_rt.towers import adapter_by_name
 
-FORMS = [FFNPlan("rrr", 7), FFNPlan("taylor", 20), FFNPlan("neurons", 19), FFNPlan(), FFNPlan("rrr", 9, between="silu")]
-HEADS: list[tuple[int, ...]] = [(0,), (), (0, 1, 2), (0, 2), (1,)]
+FORMS = [
+    FFNPlan("rrr", 7),
+    FFNPlan("taylor", 20),
+    FFNPlan("neurons", 19),
+    FFNPlan(),
+    FFNPlan("rrr", 9, between="silu"),
+    FFNPlan("hybrid", 12),
+]
+HEADS: list[tuple[int, ...]] = [(0,), (), (0, 1, 2), (0, 2), (1,), (0, 1)]
 
 
 def int8_plan(architecture: str) -> Plan:
@@ -31,7 +38,7 @@ def int8_plan(architecture: str) -> Plan:
     shape = adapter_by_name(architecture).shape(vision_config(architecture))
     blocks = tuple(BlockPlan(heads, form) for heads, form in zip(HEADS, FORMS, strict=True))
     plan = Plan(architecture, shape, blocks).quantized("int8")
-    return replace(plan, blocks=(*plan.blocks[:3], replace(plan.blocks[3], quantize=None), plan.blocks[4]))
+    return replace(plan, blocks=(*plan.blocks[:3], replace(plan.blocks[3], quantize=None), *plan.blocks[4:]))
 
 
 def compressed(folder: Path, architecture: str, dtype: torch.dtype, **options: Any) -> Path:
@@ -60,7 +67,7 @@ def test_a_full_model_is_saved_loaded_and_generates(tmp_path: Path, architecture
     vlm = load_vlm(compressed(tmp_path, architecture, dtype))
     tower = adapter_by_name(architecture).tower_of(vlm)
     kinds = [{p.dtype for p in block.parameters()} for block in tower.blocks]
-    assert kinds == [{torch.int8, dtype}] * 3 + [{dtype}] + [{torch.int8, dtype}]
+    assert kinds == [{torch.int8, dtype}] * 3 + [{dtype}] + [{torch.int8, dtype}] * 2
     assert tower.dtype == dtype
     vlm.save_pretrained(tmp_path / "again")
     again = load_vlm(tmp_path / "again")
@@ -77,7 +84,7 @@ def test_conversions_and_copies_keep_codes_and_scales(stored: tuple[str, Path]) 
     tower = AutoModel.from_pretrained(folder)
     exact = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
     int8 = [name for name in exact if f"{name}_scale" in exact]
-    assert len(int8) == 4 + 1 + 4 + 0 + 4  # the second block has no heads and a merged FFN
+    assert len(int8) == 4 + 1 + 4 + 0 + 4 + 4  # the second block has no heads and a merged FFN
     made = {
         "deepcopy": copy.deepcopy(tower),
         "loaded in float32": CompactEncoder.from_pretrained(folder, dtype=torch.float32),
@@ -129,7 +136,7 @@ def test_bytes_are_those_of_the_files(stored: tuple[str, Path]) -> None:
     for row in found.rows:
         assert row.bytes == sum(t.nbytes for name, t in state.items() if name.startswith(f"blocks.{row.block}."))
     assert found.bytes == sum(row.bytes or 0 for row in found.rows)
-    assert [row.quantize for row in found.rows] == ["int8", "int8", "int8", None, "int8"]
+    assert [row.quantize for row in found.rows] == ["int8", "int8", "int8", None, "int8", "int8"]
     assert found.dense_bytes == 2 * found.dense_parameters
 
 
@@ -158,4 +165,4 @@ def test_plans_and_checkpoints_from_before_quantisation_are_read(stored: tuple[s
     for block in values["blocks"]:
         del block["quantize"]
     (tmp_path / "plan.json").write_text(json.dumps(values))
-    assert [block.quantize for block in Plan.read(tmp_path / "plan.json").blocks] == [None] * 5
+    assert [block.quantize for block in Plan.read(tmp_path / "plan.json").blocks] == [None] * 6

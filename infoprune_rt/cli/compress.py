@@ -71,7 +71,11 @@ def compress(
     ] = False,
     ffn: Annotated[Mode, typer.Option(help="How FFNs are fitted.")] = Mode.dense,
     size: Annotated[
-        int | None, typer.Option(help="Rank (taylor, rrr) or neurons kept (neurons), taken as given; 16s run best.")
+        int | None,
+        typer.Option(
+            help="Rank (taylor, rrr), neurons kept (neurons), or both together, half of it each (hybrid); taken as "
+            "given, 16s run best."
+        ),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Admitted relative error, instead of a size.")] = None,
     bias: Annotated[Bias, typer.Option(help="taylor's constant: the expansion's own, or mean-corrected.")] = Bias.mean,
@@ -190,10 +194,12 @@ def _ffn_plan(
         given = {"size": size, "epsilon": epsilon, "max-error": max_error, "dense-block": dense_blocks or None}
         for name, value in given.items():
             if value is not None:
-                raise InfopruneError(f"--{name} needs a way to fit FFNs: give --ffn taylor, rrr or neurons as well")
+                raise InfopruneError(
+                    f"--{name} needs a way to fit FFNs: give --ffn taylor, rrr, neurons or hybrid as well"
+                )
         return FFNPlan()
     if (size is None) == (epsilon is None):
-        what = "neurons" if mode is Mode.neurons else "a rank"
+        what = {Mode.neurons: "neurons", Mode.hybrid: "neurons and rank together"}.get(mode, "a rank")
         raise InfopruneError(f"--ffn {mode.value} needs either --size ({what}) or --epsilon (an admitted error)")
     fitted: FFNMode = mode.value  # type: ignore[assignment]  # the enum's values are the literal's
     phi = None if between is None else between.value

@@ -39,6 +39,7 @@ class Mode(StrEnum):
     taylor = "taylor"
     rrr = "rrr"
     neurons = "neurons"
+    hybrid = "hybrid"
 
 
 class Bias(StrEnum):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.ops.plain import ACTIVATIONS
+from infoprune_rt.ops.plain import ACTIVATIONS, GATED
 
 
 def _shape(op: str, name: str, tensor: Tensor, *sizes: int | None) -> None:
@@ -161,20 +161,38 @@ def ffn_dense(
     activation: str,
     fc1_scale: Tensor | None = None,
     fc2_scale: Tensor | None = None,
+    linear: int = 0,
 ) -> None:
     op = "ffn_dense"
     width = _norm(op, x, norm_weight, norm_bias)
     _shape(op, "fc1_weight", fc1_weight, None, width)
-    _shape(op, "fc1_bias", fc1_bias, fc1_weight.shape[0])
-    _shape(op, "fc2_weight", fc2_weight, width, fc1_weight.shape[0])
+    rows = fc1_weight.shape[0]
+    hidden = _hidden_values(op, rows, activation, linear)
+    _shape(op, "fc1_bias", fc1_bias, rows)
+    _shape(op, "fc2_weight", fc2_weight, width, hidden)
     _shape(op, "fc2_bias", fc2_bias, width)
     _same_kind(op, x, fc1_bias=fc1_bias, fc2_bias=fc2_bias)
     _scaled(op, x, "fc1_weight", fc1_weight, "fc1_scale", fc1_scale)
     _scaled(op, x, "fc2_weight", fc2_weight, "fc2_scale", fc2_scale)
-    if activation not in ACTIVATIONS:
+
+
+def _hidden_values(op: str, rows: int, activation: str, linear: int) -> int:
+    """How many hidden values a first layer of so many rows gives."""
+    if activation not in ACTIVATIONS and activation not in GATED:
         raise InfopruneError(
-            f"infoprune::{op}: unknown activation {activation!r}; known are {', '.join(sorted(ACTIVATIONS))}"
+            f"infoprune::{op}: unknown activation {activation!r}; known are {', '.join(sorted(ACTIVATIONS | GATED))}"
         )
+    if activation not in GATED:
+        if not 0 <= linear <= rows:
+            raise InfopruneError(
+                f"infoprune::{op}: linear must be a number of hidden values in 0..{rows}, not {linear}"
+            )
+        return rows
+    if linear:
+        raise InfopruneError(f"infoprune::{op}: a gated FFN has no linear hidden values, but linear is {linear}")
+    if rows % 2:
+        raise InfopruneError(f"infoprune::{op}: a gated FFN's fc1_weight must have an even number of rows, not {rows}")
+    return rows // 2
 
 
 CHECKS: dict[str, Any] = {

@@ -29,6 +29,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": _gelu_tanh,
     "silu": F.silu,
 }
+GATED: dict[str, Callable[[Tensor], Tensor]] = {"silu_gated": F.silu}  # what a gate goes through
+
+
+def activated(first: Tensor, activation: str, linear: int = 0) -> Tensor:
+    """An FFN's hidden values (... x m) from what its first layer gives; the last ``linear`` of them are that as it is.
+
+    Of a gated FFN the first layer gives ... x 2m: the gate, then what it multiplies.
+    """
+    if activation in GATED:
+        gate, other = first.chunk(2, dim=-1)
+        return GATED[activation](gate) * other
+    if not linear:
+        return ACTIVATIONS[activation](first)
+    neurons = first.shape[-1] - linear
+    return torch.cat((ACTIVATIONS[activation](first[..., :neurons]), first[..., neurons:]), dim=-1)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -146,6 +161,7 @@ def ffn_dense(
     activation: str,
     fc1_scale: Tensor | None = None,
     fc2_scale: Tensor | None = None,
+    linear: int = 0,
 ) -> Tensor:
-    hidden = _linear(_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias, fc1_scale)
-    return _linear(ACTIVATIONS[activation](hidden), fc2_weight, fc2_bias, fc2_scale).add_(x)
+    first = _linear(_norm(x, norm_weight, norm_bias, eps), fc1_weight, fc1_bias, fc1_scale)
+    return _linear(activated(first, activation, linear), fc2_weight, fc2_bias, fc2_scale).add_(x)

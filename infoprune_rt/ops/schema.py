@@ -26,10 +26,11 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor down, Tensor? up, Tensor bias, "
         "Tensor? down_scale=None, Tensor? up_scale=None) -> Tensor"
     ),
-    # x (T x d) -> x + fc2 act(fc1 norm(x)).
+    # x (T x d) -> x + fc2 act(fc1 norm(x)); fc1 m x d, fc2 d x m. The last `linear` hidden values have no activation.
+    # "silu_gated": fc1 is 2m x d, and what its first m rows give multiplies, through SiLU, what the others give.
     "ffn_dense": (
         "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor fc1_weight, Tensor fc1_bias, "
         "Tensor fc2_weight, Tensor fc2_bias, str activation, "
-        "Tensor? fc1_scale=None, Tensor? fc2_scale=None) -> Tensor"
+        "Tensor? fc1_scale=None, Tensor? fc2_scale=None, int linear=0) -> Tensor"
     ),
 }

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -88,10 +89,16 @@ def _launch(name: str, args: tuple[Any, ...]) -> Any:
         raise ValueError("they take no int8 weights")
     import infoprune_kernels
 
-    while args[-1] is None:  # the scales of int8 weights, which come last; what comes before them is never None
-        args = args[:-1]
+    taken = [arg for place, arg in enumerate(args) if place not in _scales(name)]
     with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
-        return getattr(infoprune_kernels, name)(*args)
+        return getattr(infoprune_kernels, name)(*taken)
+
+
+@cache
+def _scales(name: str) -> frozenset[int]:
+    """The places of int8 weights' scales among the operator's arguments, which the kernels do not have."""
+    arguments = getattr(torch.ops.infoprune, name).default._schema.arguments
+    return frozenset(place for place, argument in enumerate(arguments) if argument.name.endswith("_scale"))
 
 
 def _cause(error: Exception) -> str:

@@ -138,12 +138,13 @@ def _check(tower: nn.Module, adapter: TowerAdapter, plan: Plan) -> None:
 
 def _spec(plan: BlockPlan, ffn: FFNFit) -> dict[str, Any]:
     """One entry of the compact config's ``blocks``; only factors and kept neurons have a size."""
-    size = ffn.size if ffn.kind in ("lowrank", "neurons") else None
-    rare = {"activation": ffn.activation, "quantize": plan.quantize}
+    size = ffn.size if ffn.kind in ("lowrank", "neurons", "hybrid") else None
+    rare = {"activation": ffn.activation, "quantize": plan.quantize, "linear": ffn.linear or None}
     spec = {"num_heads": len(plan.heads), "ffn": ffn.kind, "size": size}
     return spec | {name: value for name, value in rare.items() if value is not None}
 
 
 def _resolved(plan: FFNPlan, fit: FFNFit) -> FFNPlan:
     """What was wanted stays as it was, so that an edited epsilon decides anew."""
-    return replace(plan, kind=fit.kind, fitted_size=fit.size, held_out_error=fit.held_out_error, note=fit.note)
+    sizes = replace(plan, kind=fit.kind, fitted_size=fit.size, fitted_linear=fit.linear or None)
+    return replace(sizes, held_out_error=fit.held_out_error, note=fit.note)

@@ -27,16 +27,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Role = Literal["fit", "held", "split"]
-Regressor = Literal["input", "hidden"] | FFNFit
+Regressor = Literal["input", "hidden", "both"] | FFNFit
 
 
 @dataclass(frozen=True)
 class Wants:
     """The moments one block's fits ask for.
 
-    ffn: what the FFN's output is regressed on, its input x (d), its hidden values h (m), or those of a
-    fit in its place (k); None for nothing. means_only: the fit needs no second moments (they are d x d
-    or m x m). heads: the kept heads whose output projection is refitted; None for no refit.
+    ffn: what the FFN's output is regressed on, its input x (d), its hidden values h (m), both (m + d, h
+    first), or the hidden values of a fit in its place (k); None for nothing. means_only: the fit needs
+    no second moments (they are as wide as that in both directions). heads: the kept heads whose output
+    projection is refitted; None for no refit.
     """
 
     ffn: Regressor | None = None
@@ -52,12 +53,15 @@ class Wants:
         """Columns of the FFN's regressor."""
         if isinstance(self.ffn, FFNFit):
             return len(self.ffn.tensors["fc1_weight"])
-        return {None: 0, "input": shape.width, "hidden": shape.ffn_width}[self.ffn]
+        both = shape.ffn_width + shape.width
+        return {None: 0, "input": shape.width, "hidden": shape.ffn_width, "both": both}[self.ffn]
 
     def ffn_rows(self, x: Tensor, hidden: Tensor, activation: str) -> Tensor:
         """The FFN's regressor on rows of its input x (T x d) and its hidden values (T x m)."""
         if isinstance(self.ffn, FFNFit):
             return self.ffn.hidden(x, activation)
+        if self.ffn == "both":
+            return torch.cat((hidden, x), 1)
         return x if self.ffn == "input" else hidden
 
     def head_columns(self, shape: TowerShape) -> int:

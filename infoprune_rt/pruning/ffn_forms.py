@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.ops.plain import ACTIVATIONS
+from infoprune_rt.ops.plain import ACTIVATIONS, activated
 from infoprune_rt.plan import FFNKind, FFNPlan
 from infoprune_rt.pruning.moments import Twin
 from infoprune_rt.towers.base import SourceBlock
@@ -74,7 +74,8 @@ class FFNWeights:
 class FFNFit:
     """What a fit gave. ``tensors`` have the dense weights' dtype and the compact block's names.
 
-    size: rank k or kept neurons m'; None when dense. spectrum: what the size was chosen by, largest
+    size: rank k or kept neurons m', of a ``hybrid`` form both together, of which linear is the rank; None
+    when dense. spectrum: what the size was chosen by, largest
     first, float64; each mode's ``fit`` says what it holds. held_out_error: ||y - yhat||^2 /
     ||y - mean y||^2 on held-out calibration rows; None when dense. activation: where a ``neurons``
     form's is not the tower's own: the one between two factors (``FFNPlan.between``). Such a fit is
@@ -88,6 +89,7 @@ class FFNFit:
     held_out_error: float | None = None
     note: str | None = None
     activation: str | None = None
+    linear: int = 0
 
     def __call__(self, x: Tensor, activation: str) -> Tensor:
         """The fitted FFN on rows x (T x d): the values that the compact block will add."""
@@ -99,9 +101,9 @@ class FFNFit:
         return F.linear(self.hidden(x, activation), t["fc2_weight"], t["fc2_bias"])
 
     def hidden(self, x: Tensor, activation: str) -> Tensor:
-        """What the second layer of a dense or ``neurons`` form is given: T x m or T x m'."""
+        """What the second layer of a form that has one is given: T x m or T x m', of a ``hybrid`` one T x size."""
         first = F.linear(x, self.tensors["fc1_weight"], self.tensors["fc1_bias"])
-        return activate(self.activation or activation, first)
+        return activated(first, self.activation or activation, self.linear)
 
 
 def round_size(size: int, limit: int) -> int:
@@ -187,17 +189,29 @@ def corrected(weights: FFNWeights, plan: FFNPlan, fit: FFNFit, moments: Twin) ->
 
 
 def neuron_form(
-    weights: FFNWeights, plan: FFNPlan, moments: Twin, kept: Tensor, fc2: Tensor, bias: Tensor, spectrum: Tensor
+    weights: FFNWeights,
+    plan: FFNPlan,
+    moments: Twin,
+    kept: Tensor,
+    fc2: Tensor,
+    bias: Tensor,
+    spectrum: Tensor,
+    down: Tensor | None = None,
 ) -> FFNFit:
-    """An FFN with the hidden neurons ``kept`` and a new second layer; moments of kept -> y."""
-    size = len(kept)
-    parts = {
-        "fc1_weight": weights.fc1_weight[kept],
-        "fc1_bias": weights.fc1_bias[kept],
-        "fc2_weight": fc2,
-        "fc2_bias": bias,
-    }
-    fit = FFNFit("neurons", parts, spectrum, size, moments.held.relative_error(fc2, bias))
+    """An FFN with the hidden neurons ``kept`` and a new second layer; moments of kept -> y.
+
+    down (r x d): behind the neurons the second layer is given the values down x as they are.
+    """
+    first, shift = weights.fc1_weight[kept], weights.fc1_bias[kept]
+    if down is not None:
+        first, shift = torch.cat((first, down.to(first))), torch.cat((shift, shift.new_zeros(len(down))))
+    size, error = len(first), moments.held.relative_error(fc2, bias)
+    parts = {"fc1_weight": first, "fc1_bias": shift, "fc2_weight": fc2, "fc2_bias": bias}
+    fit = (
+        FFNFit("neurons", parts, spectrum, size, error)
+        if down is None
+        else FFNFit("hybrid", parts, spectrum, size, error, linear=len(down))
+    )
     return _settle(weights, plan, fit, 2 * weights.width * size)
 
 

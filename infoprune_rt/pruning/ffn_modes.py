@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from infoprune_rt.plan import BlockPlan, FFNPlan, Plan
-from infoprune_rt.pruning import ffn_neurons, ffn_rrr, ffn_taylor
+from infoprune_rt.pruning import ffn_hybrid, ffn_neurons, ffn_rrr, ffn_taylor
 from infoprune_rt.pruning.calibration import Regressor, Wants
 from infoprune_rt.pruning.ffn_forms import FFNFit, FFNWeights, stay_dense
 from infoprune_rt.pruning.moments import Twin
@@ -23,6 +23,7 @@ _MODES = {
     "taylor": _Mode(ffn_taylor.fit, "input", means_only=True),
     "rrr": _Mode(ffn_rrr.fit, "input"),
     "neurons": _Mode(ffn_neurons.fit, "hidden"),
+    "hybrid": _Mode(ffn_hybrid.fit, "both"),
 }
 
 

@@ -58,6 +58,16 @@ class Moments:
             chosen._sum_ab = self._sum_ab[columns]
         return chosen
 
+    def through(self, mapping: Tensor) -> Moments:
+        """The moments of ``mapping a`` and b; mapping p' x p, float64."""
+        mapped = Moments(0, 0, second=False)
+        mapped.n, mapped.second = self.n, self.second
+        mapped._sum_a, mapped._sum_b, mapped._sum_bb = mapping @ self._sum_a, self._sum_b, self._sum_bb
+        if self.second:
+            mapped._sum_aa = mapping @ self._sum_aa @ mapping.T
+            mapped._sum_ab = mapping @ self._sum_ab
+        return mapped
+
     @property
     def mean_a(self) -> Tensor:
         return self._sum_a / self.n
@@ -119,3 +129,7 @@ class Twin:
     def select(self, columns: Tensor) -> Twin:
         """Both sides restricted to some columns of a."""
         return Twin(self.fit.select(columns), self.held.select(columns))
+
+    def through(self, mapping: Tensor) -> Twin:
+        """Both sides with ``mapping a`` in the place of a."""
+        return Twin(self.fit.through(mapping), self.held.through(mapping))

@@ -169,8 +169,9 @@ def _reach_ffn(site: _Site, chunk: _Chunk, attention: dict[str, Tensor], moments
     if moments.ffn is not None:
         x, target = _ffn_rows(site, streams["dense"], middle)
         check_finite(target, site.where(chunk, "FFN output"))
-        regressor = x if site.wants.ffn == "input" else FFNWeights.of(site.block, site.shape.activation).hidden(x)
-        moments.ffn.add(regressor, target, chunk.cut)
+        activation = site.shape.activation
+        hidden = x if site.wants.ffn == "input" else FFNWeights.of(site.block, activation).hidden(x)
+        moments.ffn.add(site.wants.ffn_rows(x, hidden, activation), target, chunk.cut)
     chunk.save("streams", dense=streams["dense"], compact=middle)
 
 

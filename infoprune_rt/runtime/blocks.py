@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import infoprune_rt.ops  # noqa: F401  (registers torch.ops.infoprune)
 from infoprune_rt.errors import InfopruneError
-from infoprune_rt.ops.plain import ACTIVATIONS
+from infoprune_rt.ops.plain import ACTIVATIONS, GATED
 from infoprune_rt.plan import KINDS, QUANTIZATIONS, FFNKind, Quantization
 from infoprune_rt.towers.base import TowerShape
 
@@ -23,8 +23,9 @@ class BlockSpec:
     """The sizes of one compact block; a list of them (as dicts) is the config's ``blocks``.
 
     num_heads: kept heads, 0 for a block without attention (only its bias stays).
-    ffn: the FFN's form. size: rank k (``lowrank``) or kept neurons (``neurons``); None for
-    ``dense`` and ``merged``. activation: of a ``neurons`` FFN, where it is not the tower's own.
+    ffn: the FFN's form. size: rank k (``lowrank``), kept neurons (``neurons``), or kept neurons and the rank of the
+    linear path beside them (``hybrid``), of which ``linear`` is the latter; None for ``dense`` and ``merged``.
+    activation: of a ``neurons`` FFN, where it is not the tower's own.
     quantize: "int8" for weights of int8 with a scale per row; None for weights in the tower's dtype.
     """
 
@@ -33,6 +34,7 @@ class BlockSpec:
     size: int | None = None
     activation: str | None = None
     quantize: Quantization | None = None
+    linear: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in config.json."""
@@ -45,7 +47,7 @@ class BlockSpec:
         if not isinstance(raw, dict) or not {"num_heads", "ffn"} <= set(raw) <= known:
             raise InfopruneError(
                 f'config: blocks[{index}] must be an object with "num_heads", "ffn" and "size", "activation" '
-                'where it is not the tower\'s, and "quantize" where weights are quantised'
+                'where it is not the tower\'s, "quantize" where weights are quantised, and "linear" of a hybrid FFN'
             )
         spec = cls(**raw)
         spec._check(index, shape)
@@ -57,20 +59,32 @@ class BlockSpec:
             raise InfopruneError(f"{where}: num_heads must be in 0..{shape.num_heads}, not {self.num_heads!r}")
         if self.ffn not in KINDS:
             raise InfopruneError(f"{where}: unknown FFN kind {self.ffn!r}; known are {', '.join(KINDS)}")
-        limit = {"lowrank": shape.width, "neurons": shape.ffn_width}.get(self.ffn)
+        limit = {"lowrank": shape.width, "neurons": shape.ffn_width, "hybrid": shape.ffn_width}.get(self.ffn)
         if limit is None and self.size is not None:
             raise InfopruneError(f"{where}: a {self.ffn} FFN has no size of its own, but size is {self.size!r}")
         if limit is not None and not _whole(self.size, 1, limit):
             raise InfopruneError(f"{where}: the size of a {self.ffn} FFN must be in 1..{limit}, not {self.size!r}")
+        self._check_linear(where, shape)
         if self.activation is not None and (self.ffn != "neurons" or self.activation not in tuple(ACTIVATIONS)):
             raise InfopruneError(
                 f"{where}: only a neurons FFN has an activation of its own, one of {', '.join(ACTIVATIONS)}, but "
                 f"this {self.ffn} FFN has {self.activation!r}"
             )
-
         if self.quantize is not None and self.quantize not in QUANTIZATIONS:
             raise InfopruneError(
                 f"{where}: unknown quantisation {self.quantize!r}; known are {', '.join(QUANTIZATIONS)}"
+            )
+
+    def _check_linear(self, where: str, shape: TowerShape) -> None:
+        if self.ffn != "hybrid":
+            if self.linear is not None:
+                raise InfopruneError(f"{where}: only a hybrid FFN has a linear part, but this {self.ffn} FFN has one")
+            return
+        assert self.size is not None  # checked before
+        limit = min(self.size, shape.width)
+        if not _whole(self.linear, 1, limit):
+            raise InfopruneError(
+                f"{where}: the linear part of this hybrid FFN must be in 1..{limit}, not {self.linear!r}"
             )
 
 
@@ -114,13 +128,18 @@ class Projection(nn.Linear):
 
 
 class DenseFFN(nn.Module):
-    """fc2 act(fc1 .) with ``hidden`` neurons: all of them, those that were kept, or ``act`` between two factors."""
+    """fc2 act(fc1 .) with ``hidden`` values: all neurons, those that were kept, or ``act`` between two factors.
 
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
+    The last ``linear`` values have no activation: beside kept neurons, two factors of a linear map. A gated ``act``
+    takes twice as many rows of fc1.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str, linear: int = 0) -> None:
         super().__init__()
-        self.activation = activation
-        self.fc1_weight = nn.Parameter(torch.empty(hidden, width))
-        self.fc1_bias = nn.Parameter(torch.zeros(hidden))
+        self.activation, self.linear = activation, linear
+        rows = 2 * hidden if activation in GATED else hidden
+        self.fc1_weight = nn.Parameter(torch.empty(rows, width))
+        self.fc1_bias = nn.Parameter(torch.zeros(rows))
         self.fc2_weight = nn.Parameter(torch.empty(width, hidden))
         self.fc2_bias = nn.Parameter(torch.zeros(width))
         self.register_parameter("fc1_weight_scale", None)
@@ -140,6 +159,7 @@ class DenseFFN(nn.Module):
             self.activation,
             self.fc1_weight_scale,
             self.fc2_weight_scale,
+            self.linear,
         )
         return out
 
@@ -185,7 +205,7 @@ def _ffn(spec: BlockSpec, shape: TowerShape) -> nn.Module:
     if spec.ffn == "merged":
         return MergedFFN(shape.width)
     hidden = shape.ffn_width if spec.size is None else spec.size
-    return DenseFFN(shape.width, hidden, spec.activation or shape.activation)
+    return DenseFFN(shape.width, hidden, spec.activation or shape.activation, spec.linear or 0)
 
 
 def _to_int8(block: nn.Module) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from infoprune_rt.ops.plain import GATED
 from infoprune_rt.runtime.blocks import BlockSpec
 from infoprune_rt.towers.base import TowerShape
 
@@ -78,4 +79,5 @@ def _ffn_sizes(spec: BlockSpec, shape: TowerShape) -> tuple[int, int, int]:
         assert spec.size is not None  # a checked spec has it
         return 2 * d * spec.size, d, spec.size + d
     hidden = shape.ffn_width if spec.size is None else spec.size
-    return 2 * d * hidden, hidden + d, hidden + d
+    rows = 2 * hidden if (spec.activation or shape.activation) in GATED else hidden
+    return d * (rows + hidden), rows + d, rows + d

@@ -7,16 +7,20 @@ next pass, as large as the largest one needed them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from infoprune_rt.ops.cpu_library import isa, load_library
+from infoprune_rt.ops.plain import GATED
 from infoprune_rt.runtime.blocks import BlockStack, CompactBlock
 from infoprune_rt.runtime.seen_weights import SeenWeights
 
 DTYPES = (torch.float32, torch.bfloat16)
+PANEL = 16  # columns of a packed matrix that lie together (csrc/kernels.h)
 
 
 class CpuEngine:
@@ -107,9 +111,21 @@ def release_workspace() -> None:
         torch.ops.infoprune_cpu.release_workspace()
 
 
-def _row(vector: Tensor) -> Tensor:
+def beside_each_other(both: Tensor) -> Tensor:
+    """A gated FFN's first layer (2m x d, the gate's rows first) or its bias (2m), as the kernels take them.
+
+    Panels of the gate and of what it multiplies, in turn and filled up with zeros: whoever computes some neighbouring
+    panels has all that their hidden values need.
+    """
+    columns = both.shape[1:]
+    halves = both.detach().view(2, len(both) // 2, *columns)
+    filled = F.pad(halves, (0, 0) * len(columns) + (0, -halves.shape[1] % PANEL))
+    return filled.view(2, -1, PANEL, *columns).transpose(0, 1).flatten(0, 2)
+
+
+def _row(tensor: Tensor) -> Tensor:
     """As the kernels want it; the same memory wherever it lies so already."""
-    return vector.detach().contiguous()
+    return tensor.detach().contiguous()
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
@@ -131,13 +147,18 @@ class _PackedBlock:
             self._out = self._pack(block.out, "weight")
         self._ffn = (*_norm(block.norm2), *self._ffn_arguments(block))
 
-    def _pack(self, module: nn.Module, name: str, parts: int = 1) -> Tensor:
-        """A weight of the module (with its scales where it is quantised) as `parts` packed matrices."""
+    def _pack(
+        self, module: nn.Module, name: str, parts: int = 1, arrange: Callable[[Tensor], Tensor] = Tensor.detach
+    ) -> Tensor:
+        """A weight of the module (with its scales where it is quantised) as `parts` packed matrices.
+
+        arrange: gives the rows, and their scales, in the order in which they are packed.
+        """
         ops = torch.ops.infoprune_cpu
-        weight = getattr(module, name).detach().contiguous()
+        weight = _row(arrange(getattr(module, name)))
         packed: Tensor
         if self.int8:
-            scale = getattr(module, f"{name}_scale").detach().float().contiguous()
+            scale = _row(arrange(getattr(module, f"{name}_scale"))).float()
             packed = ops.pack_int8(weight, scale, parts, self.isa)
         else:
             packed = ops.pack(weight, parts, self.isa)
@@ -146,11 +167,13 @@ class _PackedBlock:
     def _ffn_arguments(self, block: CompactBlock) -> tuple[Any, ...]:
         ffn: Any = block.ffn
         if block.spec.ffn == "merged":
-            return self._pack(ffn, "map"), _row(ffn.bias), len(ffn.map), None, None, "none"
+            return self._pack(ffn, "map"), _row(ffn.bias), len(ffn.map), None, None, "none", 0
         if block.spec.ffn == "lowrank":
-            return self._pack(ffn, "down"), None, len(ffn.down), self._pack(ffn, "up"), _row(ffn.bias), "none"
-        first, second = self._pack(ffn, "fc1_weight"), self._pack(ffn, "fc2_weight")
-        return first, _row(ffn.fc1_bias), len(ffn.fc1_bias), second, _row(ffn.fc2_bias), ffn.activation
+            return self._pack(ffn, "down"), None, len(ffn.down), self._pack(ffn, "up"), _row(ffn.bias), "none", 0
+        arrange = beside_each_other if ffn.activation in GATED else Tensor.detach
+        first, second = self._pack(ffn, "fc1_weight", arrange=arrange), self._pack(ffn, "fc2_weight")
+        after = ffn.fc2_weight.shape[1], second, _row(ffn.fc2_bias), ffn.activation, ffn.linear
+        return first, _row(arrange(ffn.fc1_bias)), *after
 
     def run(self, x: Tensor, workspace: Tensor, cu_seqlens: Tensor, cos: Tensor | None, sin: Tensor | None) -> None:
         """x (T x d) in place; workspace: at least 3 * T * heads * head_dim values."""

@@ -31,7 +31,8 @@ def _activate(x, ACTIVATION: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens"])
 def _linear_kernel(
     x, weight, bias, residual, out, tokens,
-    N: tl.constexpr, K: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, ACTIVE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     block, column_block = place_of(tl.program_id(0), tl.cdiv(tokens, BM), tl.cdiv(N, BN))
@@ -43,7 +44,10 @@ def _linear_kernel(
     if BIAS:
         acc += tl.load(bias + col, mask=col < N, other=0.0).to(tl.float32)[None, :]
     if ACTIVATION is not None:
-        acc = _activate(acc, ACTIVATION)
+        if ACTIVE == N:
+            acc = _activate(acc, ACTIVATION)
+        else:
+            acc = tl.where(col[None, :] < ACTIVE, _activate(acc, ACTIVATION), acc)
     place = row.to(tl.int64)[:, None] * N + col[None, :]
     inside = (row[:, None] < tokens) & (col[None, :] < N)
     if RESIDUAL:
@@ -59,6 +63,7 @@ def linear(
     *,
     residual: Tensor | None = None,
     activation: str | None = None,
+    linear_columns: int = 0,
 ) -> Tensor:
     """activation(x Wᵀ + bias) + residual, each where given; T x N in x's dtype.
 
@@ -69,6 +74,7 @@ def linear(
         tile: how the work is cut.
         residual: T x N.
         activation: one of ACTIVATIONS.
+        linear_columns: so many of the last columns have no activation.
     """
     tokens, inputs = x.shape
     outputs = len(weight)
@@ -80,7 +86,7 @@ def linear(
     given = (out if tensor is None else tensor.contiguous() for tensor in (x, weight, bias, residual))
     _linear_kernel[grid](
         *given, out, tokens,
-        outputs, inputs, bias is not None, residual is not None, activation,
+        outputs, inputs, bias is not None, residual is not None, activation, outputs - linear_columns,
         tile.block_m, tile.block_n, tile.block_k, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return out
@@ -118,16 +124,19 @@ def linear_specimen(
     *,
     bias: bool = True,
     activation: str | None = None,
+    linear_columns: int = 0,
 ) -> Specimen:
     """A part of an operator that is such a product, in bfloat16; with a residual if it has a bias and no activation."""
     pointers = dict.fromkeys(("x", "weight", "bias", "residual", "out"), "*bf16")
-    flags = {"BIAS": bias, "RESIDUAL": bias and activation is None, "ACTIVATION": activation}
+    flags = {"BIAS": bias, "RESIDUAL": bias and activation is None}
+    bend = {"ACTIVATION": activation, "ACTIVE": outputs - linear_columns}
+    ending = f"{activation or ''}{f' but {linear_columns}' if linear_columns else ''}"
     return Specimen(
         operator,
-        f"{part} {inputs} to {outputs} {activation or ''}".strip() + f", {tile}",
+        f"{part} {inputs} to {outputs} {ending}".strip() + f", {tile}",
         _linear_kernel,
         pointers | {"tokens": "i32"},
-        {"N": outputs, "K": inputs, **flags, "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k},
+        {"N": outputs, "K": inputs, **flags, **bend, "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k},
         tuple(pointers),
         tile.num_warps,
         tile.num_stages,

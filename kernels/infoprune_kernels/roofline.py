@@ -98,10 +98,14 @@ def ffn_lowrank(tokens: int, width: int, rank: int | None) -> Work:
     return Work(factors * _product(tokens, width, inner), ELEMENT_BYTES * elements)
 
 
-def ffn_dense(tokens: int, width: int, hidden: int) -> Work:
-    """Without a gate; the activation's exponentials are left out, and so is the hidden row's way through memory."""
-    elements = 2 * tokens * width + 2 * width * hidden + hidden + 3 * width
-    return Work(2 * _product(tokens, width, hidden), ELEMENT_BYTES * elements)
+def ffn_dense(tokens: int, width: int, hidden: int, *, gated: bool = False) -> Work:
+    """Without the activation's exponentials, and without the hidden row's way through memory.
+
+    hidden: values that the second layer is given; a gated FFN has twice as many rows in its first.
+    """
+    matrices = 3 if gated else 2
+    elements = 2 * tokens * width + matrices * width * hidden + (matrices - 1) * hidden + 3 * width
+    return Work(matrices * _product(tokens, width, hidden), ELEMENT_BYTES * elements)
 
 
 def qwen2_vl_block(tokens: int) -> dict[str, Work]:

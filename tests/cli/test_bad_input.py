@@ -188,6 +188,13 @@ PLANS: list[tuple[Callable[[Any], Any], str]] = [
     (ffn(2, mode="rrr", size=True), "not True"),
     (ffn(2, mode="neurons", size=9999), "block 2: FFN neurons must be a whole number in 1..256"),
     (ffn(2, mode="rrr"), "block 2: FFN mode 'rrr' needs a size (rank) or an epsilon"),
+    (ffn(2, mode="hybrid"), "block 2: FFN mode 'hybrid' needs a size (neurons and rank) or an epsilon"),
+    (
+        ffn(2, mode="hybrid", size=2 * WIDTH + 1),
+        f"block 2: FFN neurons and rank must be a whole number in 2..{2 * WIDTH}, not {2 * WIDTH + 1}",
+    ),
+    (ffn(2, mode="hybrid", size=4.0), "in 2..128, not 4.0"),
+    (ffn(2, mode="hybrid", size=4, between="gelu"), "block 2: FFN mode 'hybrid' has no factors to put"),
     (ffn(2, mode="rrr", epsilon=1.0), "block 2: epsilon must lie between 0 and 1 (exclusive), not 1.0"),
     (ffn(2, mode="rrr", epsilon="0.1"), "not '0.1'"),
     (ffn(2, mode="rrr", size=4, max_error="small"), "block 2: max_error must be a number above 0, not 'small'"),
@@ -196,7 +203,7 @@ PLANS: list[tuple[Callable[[Any], Any], str]] = [
     (ffn(2, mode="neurons", size=4, between="gelu"), "block 2: FFN mode 'neurons' has no factors to put"),
     (ffn(2, between="gelu"), "block 2: FFN mode 'dense' has no factors to put an activation between"),
     (block(1, quantize="int4"), "block 1: unknown \"quantize\" 'int4'; known are int8, and null"),
-    (ffn(2, mode="magic"), "block 2: unknown FFN mode 'magic'; known are dense, taylor, rrr, neurons"),
+    (ffn(2, mode="magic"), "block 2: unknown FFN mode 'magic'; known are dense, taylor, rrr, neurons, hybrid"),
     (shape(num_heads=8), f"the plan is for a tower with num_heads 8, but this one has num_heads {HEADS}"),
     (shape(width="64"), "width must be a whole number above 0, not '64'"),
     (lambda plan: plan.update(architecture="clip"), "the plan is for a 'clip' tower, but this one is 'qwen2_vl'"),
@@ -244,10 +251,13 @@ OPTIONS: list[tuple[tuple[object, ...], str]] = [
         (("--ffn", "rrr", "--epsilon", epsilon), "epsilon must lie between 0 and 1 (exclusive)")
         for epsilon in (0, 1, 1.5, -0.1, "nan")
     ],
-    (("--epsilon", 0.1), "--epsilon needs a way to fit FFNs: give --ffn taylor, rrr or neurons"),
+    (("--epsilon", 0.1), "--epsilon needs a way to fit FFNs: give --ffn taylor, rrr, neurons or hybrid"),
     (("--dense-block", 0), "--dense-block needs a way to fit FFNs"),
     (("--ffn", "rrr"), "--ffn rrr needs either --size (a rank) or --epsilon"),
     (("--ffn", "neurons", "--size", 4, "--epsilon", 0.1), "--ffn neurons needs either --size (neurons) or --epsilon"),
+    (("--ffn", "hybrid"), "--ffn hybrid needs either --size (neurons and rank together) or --epsilon"),
+    (("--ffn", "hybrid", "--size", 4, "--between", "gelu"), "--between needs two factors to stand between"),
+    (("--ffn", "hybrid", "--size", 1), f"FFN neurons and rank must be a whole number in 2..{2 * WIDTH}, not 1"),
     (("--ffn", "taylor", "--size", WIDTH + 1), f"FFN rank must be a whole number in 1..{WIDTH}"),
     ((*FIT, "--max-error", -1), "max_error must be a number above 0, not -1.0"),
     ((*FIT, "--dense-block", BLOCKS), f"no block {BLOCKS} to keep dense; blocks are 0..{BLOCKS - 1}"),
@@ -303,7 +313,7 @@ def test_settings_of_a_training_that_cannot_be(
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("compress", "m", "out", "--ffn", "svd"), "'dense', 'taylor', 'rrr', 'neurons'"),
+        (("compress", "m", "out", "--ffn", "svd"), "'dense', 'taylor', 'rrr', 'neurons', 'hybrid'"),
         (("compress", "m", "out", "--bias", "none"), "'taylor', 'mean'"),
         (("compress", "m", "out", "--between", "relu"), "'quick_gelu', 'gelu', 'gelu_pytorch_tanh', 'silu'"),
         (("compress", "m", "out", "--on-corrupt", "eat"), "'refuse', 'skip'"),

@@ -97,6 +97,7 @@ def test_settings_reach_the_training_and_a_finished_run_is_kept(
 KEEP_HALF, CUT, SPARE = ("--keep", 0.5), ("--zeta-below", 0.35), ("--keep", 0.5, "--min-heads", 1)
 FAITHFUL = ("--no-refit", "--no-sequential")
 LOWRANK, MERGED, FEW, ACTIVATED = ("lowrank", 12), ("merged", None), ("neurons", 40), ("neurons", 12)
+HYBRID = ("hybrid", 41)
 COMPRESSIONS = [
     (KEEP_HALF, HALF, ("--ffn", "dense"), ("dense", FFN_WIDTH)),
     (KEEP_HALF, HALF, ("--ffn", "taylor", "--size", 12), LOWRANK),
@@ -108,6 +109,8 @@ COMPRESSIONS = [
     ),
     (CUT, ABOVE_035, ("--ffn", "rrr", "--size", 40), MERGED),
     (SPARE, ONE_EACH, ("--ffn", "neurons", "--size", 40), FEW),
+    (SPARE, ONE_EACH, ("--ffn", "hybrid", "--size", 41), HYBRID),
+    (None, ALL, ("--ffn", "hybrid", "--size", 41, "--no-sequential"), HYBRID),
     (None, ALL, ("--ffn", "rrr", "--size", 12, "--no-sequential"), LOWRANK),
     (KEEP_HALF, HALF, ("--ffn", "taylor", "--size", 12, "--between", "gelu"), ACTIVATED),
     (None, ALL, ("--ffn", "rrr", "--size", 12, "--between", "gelu", "--no-sequential"), ACTIVATED),
@@ -201,7 +204,7 @@ def test_zeta_is_folded_into_the_output_projections(
         assert torch.equal(theirs[name], tensor * factor), name
 
 
-@pytest.mark.parametrize("mode", ["taylor", "rrr", "neurons"])
+@pytest.mark.parametrize("mode", ["taylor", "rrr", "neurons", "hybrid"])
 def test_epsilon_decides_sizes(cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path, mode: str) -> None:
     sizes = []
     for i, epsilon in enumerate((0.9, 0.01)):
@@ -247,7 +250,7 @@ def test_a_plan_edited_by_hand_is_carried_out(cli: Cli, models: dict[str, Path],
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("ffn", [(), ("--ffn", "taylor"), ("--ffn", "rrr"), ("--ffn", "neurons")])
+@pytest.mark.parametrize("ffn", [(), ("--ffn", "taylor"), ("--ffn", "rrr"), ("--ffn", "neurons"), ("--ffn", "hybrid")])
 def test_weights_are_quantised_as_the_last_step(
     cli: Cli, models: dict[str, Path], scenes: Path, tmp_path: Path, model: str, ffn: tuple[str, ...]
 ) -> None:

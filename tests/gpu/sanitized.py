@@ -47,6 +47,9 @@ def every_kernel() -> Iterator[tuple[str, Tensor]]:
     yield "ffn_lowrank, merged", ffn_lowrank(x, *norm, random(WIDTH, WIDTH), None, random(WIDTH))
     first, second = (random(100, WIDTH), random(100)), (random(WIDTH, 100), random(WIDTH))
     yield "ffn_dense", ffn_dense(x, *norm, *first, *second, "quick_gelu")
+    yield "ffn_dense, hybrid", ffn_dense(x, *norm, *first, *second, "quick_gelu", 30)
+    gated = random(200, WIDTH), random(200)
+    yield "ffn_dense, gated", ffn_dense(x, *norm, *gated, *second, "silu_gated")
 
 
 if __name__ == "__main__":

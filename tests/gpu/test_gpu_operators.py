@@ -15,6 +15,8 @@ from operator_cases import (
     attention_case,
     cast,
     dense_case,
+    gated_case,
+    hybrid_case,
     linear_case,
     lowrank_case,
     outputs,
@@ -29,7 +31,7 @@ from infoprune_rt.ops.triton_backend import demanding
 BF16, FP16 = HALVES
 RAGGED = [70, 1, 0, 129]
 COCO = 34 * 46  # patches of a 640 x 480 image
-OPCHECKED = ("qkv-rope", "attention-ragged", "linear", "lowrank", "merged", "quick_gelu")
+OPCHECKED = ("qkv-rope", "attention-ragged", "linear", "lowrank", "merged", "quick_gelu", "hybrid", "gated")
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,22 @@ def test_numbers_of_neurons(tokens: int, width: int, neurons: int, dtype: torch.
 
 
 @pytest.mark.parametrize(
+    ("tokens", "width", "neurons", "linear", "dtype"),
+    [(67, 48, 70, 70, BF16), (1, 33, 1, 1, FP16), (130, 7, 3, 65, FP16), (COCO, 1280, 640, 640, BF16)],
+)
+def test_a_hybrid_ffn(tokens: int, width: int, neurons: int, linear: int, dtype: torch.dtype) -> None:
+    assert_close_to_definition("ffn_dense", hybrid_case(tokens, width, neurons, linear, "quick_gelu"), dtype)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "hidden", "dtype"),
+    [(67, 48, 140, BF16), (1, 33, 1, FP16), (130, 7, 65, FP16), (COCO, 1280, 3420, BF16)],
+)
+def test_a_gated_ffn(tokens: int, width: int, hidden: int, dtype: torch.dtype) -> None:
+    assert_close_to_definition("ffn_dense", gated_case(tokens, width, hidden), dtype)
+
+
+@pytest.mark.parametrize(
     ("name", "args"),
     [
         ("attention", attention_case([0, 0], 3, 80)),
@@ -135,6 +153,7 @@ def test_numbers_of_neurons(tokens: int, width: int, neurons: int, dtype: torch.
         ("ffn_lowrank", lowrank_case(0, 32, 8)),
         ("ffn_lowrank", lowrank_case(0, 32, None)),
         ("ffn_dense", dense_case(0, 32, 48, "gelu")),
+        ("ffn_dense", gated_case(0, 32, 48)),
     ],
 )
 def test_nothing_is_nothing(name: str, args: tuple[Any, ...]) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from definitions import DTYPES, assert_close, assert_close_to_definition
 from infoprune_kernels.configs import Tile, table_for, tables
-from infoprune_kernels.ffn_dense import ffn_dense
+from infoprune_kernels.ffn_dense import ffn_dense, gated_product
 from infoprune_kernels.ffn_lowrank import ffn_lowrank, launch_ffn_lowrank
-from operator_cases import DEFINITIONS, cast, dense_case, lowrank_case
+from infoprune_kernels.linear_residual import linear as product
+from operator_cases import DEFINITIONS, cast, dense_case, gated_case, hybrid_case, linear_case, lowrank_case
 
 from infoprune_rt.ops import plain
 from infoprune_rt.ops.plain import ACTIVATIONS
@@ -81,6 +82,38 @@ def test_odd_numbers_of_neurons(tokens: int, width: int, neurons: int) -> None:
     assert_close_to_definition("ffn_dense", cast(dense_case(tokens, width, neurons, "quick_gelu"), torch.float16))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("neurons", "linear"), [(70, 70), (3, 130), (0, 5), (139, 1)])
+def test_a_hybrid_ffn(neurons: int, linear: int, dtype: torch.dtype) -> None:
+    """The linear hidden values begin within a tile and with one, and are all there is."""
+    assert_close_to_definition("ffn_dense", cast(hybrid_case(67, 48, neurons, linear, "quick_gelu"), dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(67, 48, 140), (1, 33, 1), (130, 7, 65), (5, 16, 32)])
+def test_a_gated_ffn(tokens: int, width: int, hidden: int, dtype: torch.dtype) -> None:
+    assert_close_to_definition("ffn_dense", cast(gated_case(tokens, width, hidden), dtype))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_gates_far_out() -> None:
+    args = cast(gated_case(5, 16, 20), torch.float32)
+    assert_close_to_definition("ffn_dense", (*args[:5], args[5] * 300, *args[6:]))
+
+
+@pytest.mark.parametrize("tile", [SMALL, Tile(64, 16, 4, 2, 32)])
+def test_a_tile_changes_nothing_but_rounding_of_hidden_values(tile: Tile) -> None:
+    """More row blocks than stand beside each other, pairs over several tiles, and a linear part that begins in one."""
+    x, weight, bias, _ = cast(linear_case(150, 20, 70), torch.float32)
+    first = torch.nn.functional.linear(x, weight, bias)
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    for made, *form in (
+        (gated_product(x, weight, bias, tile), "silu_gated", 0),
+        (product(x, weight, bias, tile, activation="gelu", linear_columns=39), "gelu", 39),
+    ):
+        assert_close((made,), (plain.activated(first, *form),), (plain.activated(exact, *form),))
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # to infinity, as on the GPU
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_far_out(activation: str) -> None:
@@ -94,6 +127,12 @@ def test_nothing_is_nothing(dtype: torch.dtype) -> None:
     for rank in (16, None):
         assert ffn_lowrank(*cast(lowrank_case(0, 32, rank), dtype)).shape == (0, 32)
     assert ffn_dense(*cast(dense_case(0, 32, 48, "gelu"), dtype)).shape == (0, 32)
+    assert ffn_dense(*cast(gated_case(0, 32, 48), dtype)).shape == (0, 32)
+
+
+def test_a_gate_with_a_linear_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="a gated FFN has no linear hidden values; linear must be 0, not 3"):
+        ffn_dense(*cast(gated_case(5, 16, 20), torch.float16), 3)
 
 
 def test_an_unknown_activation_is_refused() -> None:

@@ -38,6 +38,7 @@ def test_every_tensor_is_counted_once() -> None:
     assert roofline.ffn_lowrank(3, 4, 2) == Work(2 * 3 * 16, 2 * (24 + 16 + 12))
     assert roofline.ffn_lowrank(3, 4, None) == Work(2 * 3 * 16, 2 * (24 + 16 + 12))
     assert roofline.ffn_dense(3, 4, 5) == Work(2 * 3 * 40, 2 * (24 + 40 + 5 + 12))
+    assert roofline.ffn_dense(3, 4, 5, gated=True) == Work(2 * 3 * 60, 2 * (24 + 60 + 10 + 12))
 
 
 def test_a_block_has_the_flops_that_the_package_counts() -> None:

@@ -69,6 +69,11 @@ def estimates(limits: Limits) -> dict[str, Estimate]:
             lambda tile: candidates.product_bytes(limits, tile),
             lambda table: dense_specimens(table)[:1],
         ),
+        "gated fc1": (
+            candidates.product_tiles(limits, 2 * 3420),
+            lambda tile: candidates.product_bytes(limits, tile),
+            lambda table: dense_specimens(table)[1:2],
+        ),
         "low rank of 384": (
             candidates.lowrank_tiles(limits, 384),
             lambda tile: candidates.lowrank_bytes(limits, tile, 384),

@@ -48,6 +48,15 @@ def dense_case(tokens: int, d: int, hidden: int, activation: str) -> tuple[Any, 
     return rand(tokens, d), *norm_args(d), *weights, activation
 
 
+def hybrid_case(tokens: int, d: int, neurons: int, linear: int, activation: str) -> tuple[Any, ...]:
+    return *dense_case(tokens, d, neurons + linear, activation), None, None, linear
+
+
+def gated_case(tokens: int, d: int, hidden: int) -> tuple[Any, ...]:
+    first = rand(2 * hidden, d, scale=d**-0.5), rand(2 * hidden)
+    return rand(tokens, d), *norm_args(d), *first, rand(d, hidden, scale=hidden**-0.5), rand(d), "silu_gated"
+
+
 def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight's int8 form and its scale per row, exact in every dtype."""
     steps = weight.abs().amax(1) / 127
@@ -56,26 +65,37 @@ def int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 WEIGHTS = {"norm_qkv_rope": (4,), "linear_residual": (1,), "ffn_lowrank": (4, 5), "ffn_dense": (4, 6)}
-PLAIN_ARGUMENTS = {"norm_qkv_rope": 10, "linear_residual": 4, "ffn_lowrank": 7, "ffn_dense": 9}
+_SCALES_FROM = {"norm_qkv_rope": 10, "linear_residual": 4, "ffn_lowrank": 7, "ffn_dense": 9}
+
+Arguments = tuple[Any, ...]
+
+
+def split(name: str, args: Arguments) -> tuple[Arguments, Arguments, Arguments]:
+    """Arguments before the scales of int8 weights, the scales (None where left out), and those behind."""
+    first = _SCALES_FROM[name]
+    last = first + len(WEIGHTS[name])
+    scales = args[first:last]
+    return args[:first], scales + (None,) * (last - first - len(scales)), args[last:]
 
 
 def quantized(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same arguments with int8 weights, and their scales behind."""
-    changed, scales = list(args), []
+    before, _, behind = split(name, args)
+    changed, scales = list(before), []
     for place in WEIGHTS[name]:
         found = (None, None) if args[place] is None else int8(args[place])
         changed[place] = found[0]
         scales.append(found[1])
-    return (*changed, *scales)
+    return (*changed, *scales, *behind)
 
 
 def dequantized(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The float arguments that quantised ones stand for."""
-    count = PLAIN_ARGUMENTS[name]
-    changed = list(args[:count])
-    for place, scale in zip(WEIGHTS[name], args[count:], strict=True):
+    before, scales, behind = split(name, args)
+    changed = list(before)
+    for place, scale in zip(WEIGHTS[name], scales, strict=True):
         changed[place] = None if scale is None else args[place].to(scale.dtype) * scale[:, None]
-    return tuple(changed)
+    return (*changed, *(None for _ in scales), *behind)
 
 
 def int8_tolerances(name: str, args: tuple[Any, ...]) -> list[Tensor]:
@@ -110,6 +130,10 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "gelu": ("ffn_dense", lambda: dense_case(9, 14, 33, "gelu")),
     "gelu_pytorch_tanh": ("ffn_dense", lambda: dense_case(9, 14, 33, "gelu_pytorch_tanh")),
     "silu-1-neuron": ("ffn_dense", lambda: dense_case(2, 14, 1, "silu")),
+    "hybrid": ("ffn_dense", lambda: hybrid_case(9, 14, 20, 13, "quick_gelu")),
+    "hybrid-linear-only": ("ffn_dense", lambda: hybrid_case(5, 14, 0, 7, "gelu")),
+    "gated": ("ffn_dense", lambda: gated_case(9, 14, 33)),
+    "gated-1-neuron": ("ffn_dense", lambda: gated_case(2, 14, 1)),
 }
 INT8_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "qkv-rope": ("norm_qkv_rope", lambda: quantized("norm_qkv_rope", qkv_case(11, 30, 3, 12, rope=True))),
@@ -120,6 +144,8 @@ INT8_CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "merged": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(9, 22, None))),
     "quick_gelu": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(9, 14, 33, "quick_gelu"))),
     "silu-1-neuron": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(2, 14, 1, "silu"))),
+    "hybrid": ("ffn_dense", lambda: quantized("ffn_dense", hybrid_case(9, 14, 20, 13, "gelu"))),
+    "gated": ("ffn_dense", lambda: quantized("ffn_dense", gated_case(9, 14, 33))),
 }
 
 
@@ -210,9 +236,14 @@ def _ffn_dense(
     activation: str,
     s1: Any = None,
     s2: Any = None,
+    linear: int = 0,
 ) -> Tensor:
-    hidden = _product(_norm(x, nw, nb, eps), w1, s1) + b1
-    return x + _product(_ACTIVATIONS[activation](hidden), w2, s2) + b2
+    first, m = _product(_norm(x, nw, nb, eps), w1, s1) + b1, w2.shape[1]
+    if activation == "silu_gated":
+        hidden = first[:, :m] / (1 + torch.exp(-first[:, :m])) * first[:, m:]
+    else:
+        hidden = torch.where(torch.arange(m, device=x.device) < m - linear, _ACTIVATIONS[activation](first), first)
+    return x + _product(hidden, w2, s2) + b2
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

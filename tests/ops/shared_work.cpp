@@ -72,7 +72,7 @@ std::vector<char> block(const PlainThreads& threads, const Kernels& use, Dtype d
   run_rows(threads, kRows, use.row_block, use.linear_residual_scratch(dtype, projection),
            [&](int64_t row, int64_t rows, void* scratch) { use.linear_residual(dtype, projection, row, rows, scratch); });
   const Ffn ffn{x.data(), norm, {first.data(), bias.data(), kWidth, kHidden}, {second.data(), nullptr, kHidden, kWidth},
-                Activation::quick_gelu, x.data(), int8};
+                Activation::quick_gelu, 0, x.data(), int8};
   run_rows(threads, kRows, use.row_block, use.ffn_scratch(dtype, ffn),
            [&](int64_t row, int64_t rows, void* scratch) { use.ffn(dtype, ffn, row, rows, scratch); });
   std::vector<char> after = x.bytes;

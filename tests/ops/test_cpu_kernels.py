@@ -17,22 +17,25 @@ from operator_cases import (
     DEFINITIONS,
     INT8_CASES,
     OPS,
-    PLAIN_ARGUMENTS,
     attention_case,
     cast,
     dense_case,
+    gated_case,
+    hybrid_case,
     int8_tolerances,
     linear_case,
     lowrank_case,
     outputs,
     qkv_case,
     quantized,
+    split,
 )
 from torch import Tensor
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops.cpu_library import isa, load_library
 from infoprune_rt.ops.plain import ACTIVATIONS
+from infoprune_rt.runtime.cpu_engine import beside_each_other
 
 load_library()
 CPU = torch.ops.infoprune_cpu
@@ -53,6 +56,8 @@ TOWER_CASES |= {
     "lowrank-7b": ("ffn_lowrank", lambda: lowrank_case(67, 1280, 128)),
     "merged-7b": ("ffn_lowrank", lambda: lowrank_case(67, 1280, None)),
     "dense-7b": ("ffn_dense", lambda: dense_case(67, 1280, 5120, "quick_gelu")),
+    "hybrid-7b": ("ffn_dense", lambda: hybrid_case(67, 1280, 640, 640, "quick_gelu")),
+    "gated-7b": ("ffn_dense", lambda: gated_case(67, 1280, 3420)),
 }
 
 
@@ -73,8 +78,7 @@ def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
         out = q.clone()
         CPU.attention_(out, k, v, bounds, scale, isa)
         return (out.flatten(1),)
-    count = PLAIN_ARGUMENTS[name]
-    args, scales = args[:count], args[count:] or (None, None)
+    args, scales, behind = split(name, args)
     int8 = scales[0] is not None
     if name == "norm_qkv_rope":
         x, nw, nb, eps, weight, bias, cos, sin, heads, dim = args
@@ -95,14 +99,20 @@ def run(name: str, args: tuple[Any, ...], isa: str) -> tuple[Tensor, ...]:
         down, up, bias = args[4:]
         first = pack(down, scales[0], isa)
         if up is None:
-            CPU.ffn_(out, *norm, first, bias, len(down), None, None, "none", int8, isa)
+            CPU.ffn_(out, *norm, first, bias, len(down), None, None, "none", 0, int8, isa)
         else:
-            CPU.ffn_(out, *norm, first, None, len(down), pack(up, scales[1], isa), bias, "none", int8, isa)
+            CPU.ffn_(out, *norm, first, None, len(down), pack(up, scales[1], isa), bias, "none", 0, int8, isa)
         return (out,)
     w1, b1, w2, b2, activation = args[4:]
+    if activation == "silu_gated":
+        w1, b1, scales = beside_each_other(w1), beside_each_other(b1), (gated_scale(scales[0]), scales[1])
     first, second = pack(w1, scales[0], isa), pack(w2, scales[1], isa)
-    CPU.ffn_(out, *norm, first, b1, len(w1), second, b2, activation, int8, isa)
+    CPU.ffn_(out, *norm, first, b1, w2.shape[1], second, b2, activation, *(behind or (0,)), int8, isa)
     return (out,)
+
+
+def gated_scale(scale: Tensor | None) -> Tensor | None:
+    return None if scale is None else beside_each_other(scale)
 
 
 def errors(found: Any, exact: Any) -> list[Tensor]:
@@ -154,6 +164,8 @@ BIG_INT8 = {
     "lowrank-7b": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(67, 1280, 128))),
     "merged-7b": ("ffn_lowrank", lambda: quantized("ffn_lowrank", lowrank_case(67, 1280, None))),
     "dense-7b": ("ffn_dense", lambda: quantized("ffn_dense", dense_case(67, 1280, 5120, "quick_gelu"))),
+    "hybrid-7b": ("ffn_dense", lambda: quantized("ffn_dense", hybrid_case(67, 1280, 650, 630, "quick_gelu"))),
+    "gated-7b": ("ffn_dense", lambda: quantized("ffn_dense", gated_case(67, 1280, 3420))),
 }
 EVERY_INT8: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = INT8_CASES | BIG_INT8
 
@@ -240,12 +252,19 @@ def test_linear_activation_of_any_size(
     tokens=st.integers(1, 130),
     width=st.integers(1, 90),
     hidden=st.integers(1, 90),
+    linear=st.integers(0, 90),
     dtype=st.sampled_from(DTYPES),
     isa=st.sampled_from(SETS),
 )
-def test_ffn_of_any_size(tokens: int, width: int, hidden: int, dtype: torch.dtype, isa: str) -> None:
-    assert_close_to_definition("ffn_lowrank", cast(lowrank_case(tokens, width, hidden), dtype), isa)
-    assert_close_to_definition("ffn_dense", cast(dense_case(tokens, width, hidden, "silu"), dtype), isa)
+def test_ffn_of_any_size(tokens: int, width: int, hidden: int, linear: int, dtype: torch.dtype, isa: str) -> None:
+    """With an eps for which a row of two or three values that happen to be close does not amplify their rounding."""
+    for name, args in (
+        ("ffn_lowrank", lowrank_case(tokens, width, hidden)),
+        ("ffn_dense", dense_case(tokens, width, hidden, "silu")),
+        ("ffn_dense", hybrid_case(tokens, width, hidden, linear, "gelu")),
+        ("ffn_dense", gated_case(tokens, width, hidden)),
+    ):
+        assert_close_to_definition(name, cast((*args[:3], 0.1, *args[4:]), dtype), isa)
 
 
 @pytest.mark.parametrize("isa", SETS)
@@ -403,6 +422,7 @@ def test_nothing_packed_is_nothing() -> None:
         None,
         None,
         "none",
+        0,
         False,
         SETS[0],
     )
@@ -439,7 +459,16 @@ def test_what_does_not_fit_is_refused() -> None:
         CPU.linear_residual_(x, CPU.pack(weight[:, :3].contiguous(), 1, best), bias, residual, False, "portable")
     nothing = torch.empty(0, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="as wide as `hidden` says"):  # sizes that overflow to 0
-        CPU.ffn_(weight, weight[0], weight[0], 1e-6, nothing, None, 2**60, nothing, None, "none", False, best)
+        CPU.ffn_(weight, weight[0], weight[0], 1e-6, nothing, None, 2**60, nothing, None, "none", 0, False, best)
+    square, norm = CPU.pack(torch.ones(4, 4), 1, best), (torch.ones(4), torch.ones(4), 1e-6)
+    with pytest.raises(RuntimeError, match="`linear` must lie between 0 and `hidden`"):
+        CPU.ffn_(x, *norm, square, None, 4, square, None, "gelu", 5, False, best)
+    with pytest.raises(RuntimeError, match="a gated FFN has two matrices and no linear hidden values"):
+        CPU.ffn_(x, *norm, square, None, 4, square, None, "silu_gated", 1, False, best)
+    with pytest.raises(RuntimeError, match=r"first must be .* not Byte of shape"):  # rows of the gate alone
+        CPU.ffn_(x, *norm, square, None, 4, square, None, "silu_gated", 0, False, best)
+    with pytest.raises(RuntimeError, match="a layer alone has no gate"):
+        CPU.linear_activation_(x, square, None, "silu_gated", x.clone(), best)
 
 
 def test_the_instruction_set_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

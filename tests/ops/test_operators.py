@@ -17,10 +17,13 @@ from operator_cases import (
     attention_case,
     cast,
     dense_case,
+    gated_case,
+    hybrid_case,
     int8,
     int8_tolerances,
     linear_case,
     lowrank_case,
+    norm_args,
     outputs,
     qkv_case,
     quantized,
@@ -31,7 +34,7 @@ from torch.library import opcheck
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops.checks import CHECKS
-from infoprune_rt.ops.plain import int8_linear
+from infoprune_rt.ops.plain import ACTIVATIONS, int8_linear
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -122,6 +125,28 @@ def test_attention_of_any_pack(lengths: list[int]) -> None:
     assert torch.allclose(OPS.attention(*args), DEFINITIONS["attention"](*args), atol=1e-12)
 
 
+@given(neurons=st.integers(0, 9), linear=st.integers(1, 9), activation=st.sampled_from(sorted(ACTIVATIONS)))
+@settings(max_examples=30, deadline=None)
+def test_a_hybrid_ffn_is_its_neurons_and_a_low_rank_path(neurons: int, linear: int, activation: str) -> None:
+    """Both on the same norm, and their sum: (x + N) + (x + L) - x."""
+    args = hybrid_case(5, 12, neurons, linear, activation)
+    x, *norm, w1, b1, w2, b2, _, _, _, _ = args
+    alone = OPS.ffn_dense(x, *norm, w1[:neurons], b1[:neurons], w2[:, :neurons], b2, activation)
+    path = OPS.ffn_lowrank(x, *norm, w1[neurons:], w2[:, neurons:], w2[:, neurons:] @ b1[neurons:])
+    assert torch.allclose(OPS.ffn_dense(*args), alone + path - x, rtol=0, atol=1e-12)
+
+
+def test_a_gated_ffn_is_qwen2_5_vls_mlp() -> None:
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP
+
+    mlp = Qwen2_5_VLMLP(Qwen2_5_VLVisionConfig(hidden_size=12, intermediate_size=35), bias=True).double()
+    x, norm = rand(7, 12), norm_args(12)
+    first = [torch.cat((getattr(mlp.gate_proj, name), getattr(mlp.up_proj, name))) for name in ("weight", "bias")]
+    made = OPS.ffn_dense(x, *norm, *first, mlp.down_proj.weight, mlp.down_proj.bias, "silu_gated")
+    assert torch.allclose(made, x + mlp(torch.nn.functional.layer_norm(x, (12,), *norm)), rtol=0, atol=1e-12)
+
+
 def test_nothing_packed_is_nothing() -> None:
     empty = torch.empty(0, 3, 8)
     assert OPS.attention(empty, empty, empty, torch.tensor([0, 0]), 0.3).shape == (0, 24)
@@ -186,7 +211,7 @@ def replaced(args: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
 
 
 QKV, ATTENTION, LINEAR = qkv_case(5, 12, 2, 4, rope=True), attention_case([2, 3], 2, 4), linear_case(4, 5, 6)
-LOWRANK, DENSE = lowrank_case(4, 6, 3), dense_case(4, 6, 9, "gelu")
+LOWRANK, DENSE, GATED = lowrank_case(4, 6, 3), dense_case(4, 6, 9, "gelu"), gated_case(4, 6, 5)
 MERGED = quantized("ffn_lowrank", lowrank_case(4, 6, None))[:-1]
 BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("norm_qkv_rope", replaced(QKV, 0, rand(5, 4, 12)), "x must have shape (any, any), not (5, 4, 12)"),
@@ -241,6 +266,11 @@ BAD: list[tuple[str, tuple[Any, ...], str]] = [
     ("ffn_lowrank", (*MERGED, rand(6)), "up_scale is there, but up is missing"),
     ("ffn_dense", (*DENSE, None, rand(6)), "fc2_weight is torch.float64 and fc2_scale is there"),
     ("ffn_dense", replaced(DENSE, 8, "relu6"), "unknown activation 'relu6'; known are gelu, gelu_pytorch_tanh"),
+    ("ffn_dense", (*DENSE, None, None, 10), "linear must be a number of hidden values in 0..9, not 10"),
+    ("ffn_dense", (*DENSE, None, None, -1), "linear must be a number of hidden values in 0..9, not -1"),
+    ("ffn_dense", replaced(DENSE, 8, "silu_gated"), "a gated FFN's fc1_weight must have an even number of rows, not 9"),
+    ("ffn_dense", replaced(GATED, 6, rand(6, 10)), "fc2_weight must have shape (6, 5), not (6, 10)"),
+    ("ffn_dense", (*GATED, None, None, 2), "a gated FFN has no linear hidden values, but linear is 2"),
 ]
 
 

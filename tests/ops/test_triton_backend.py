@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from operator_cases import attention_case, cast, dense_case, linear_case, lowrank_case, qkv_case, quantized
+from operator_cases import (
+    attention_case,
+    cast,
+    dense_case,
+    gated_case,
+    hybrid_case,
+    linear_case,
+    lowrank_case,
+    qkv_case,
+    quantized,
+)
 
 import infoprune_rt
 from infoprune_rt.errors import InfopruneError
@@ -27,6 +37,8 @@ CASES = {
     "linear_residual": lambda: (*linear_case(5, 16, 24), None),
     "ffn_lowrank": lambda: (*lowrank_case(5, 32, None), None, None),
     "ffn_dense": lambda: (*dense_case(5, 32, 20, "gelu"), None, None),
+    "ffn_dense hybrid": lambda: hybrid_case(5, 32, 12, 8, "gelu"),
+    "ffn_dense gated": lambda: gated_case(5, 32, 20),
 }
 needs_triton = pytest.mark.skipif(triton_backend.missing() is not None, reason="triton is not installed")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can be compiled here")
@@ -42,7 +54,8 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    paths = os.pathsep.join(str(TESTS / folder) for folder in ("ops", "runtime"))
+    inherited = [path for path in (os.environ.get("PYTHONPATH"),) if path]
+    paths = os.pathsep.join([str(TESTS / "ops"), str(TESTS / "runtime"), *inherited])
     environment = {**os.environ, "PYTHONPATH": paths} | variables
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
@@ -181,13 +194,14 @@ def test_the_kernels_are_called_with_the_operators_arguments() -> None:
     """In the interpreter, which takes tensors of the CPU; a warning would mean that PyTorch's operators ran."""
     found = python(
         "import infoprune_kernels, torch\n"
-        "from operator_cases import cast, outputs\n"
+        "from operator_cases import cast, outputs, split\n"
         "from test_triton_backend import CASES, on_cuda\n"
-        "for name, make in CASES.items():\n"
-        "    args = cast(make(), torch.float16)\n"
+        "for case, make in CASES.items():\n"
+        "    name, args = case.split()[0], cast(make(), torch.float16)\n"
         "    made = outputs(on_cuda(name)(*args))\n"
-        "    while args[-1] is None:\n"
-        "        args = args[:-1]\n"
+        "    if name != 'attention':\n"
+        "        before, _, behind = split(name, args)\n"
+        "        args = before + behind\n"
         "    exact = outputs(getattr(infoprune_kernels, name)(*args))\n"
         "    print(all(map(torch.equal, made, exact)))",
         TRITON_INTERPRET="1",

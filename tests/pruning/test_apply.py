@@ -207,7 +207,15 @@ def test_data_are_read_twice_only_for_activated_factors_fitted_apart() -> None:
         assert next(reads, None) is None
 
 
-@pytest.mark.parametrize("forms", [FORMS, ACTIVATED])
+HYBRIDS = [
+    FFNPlan("hybrid", size=21),
+    FFNPlan("hybrid", epsilon=0.3),
+    FFNPlan("rrr", size=9),
+    FFNPlan("hybrid", size=40),
+]
+
+
+@pytest.mark.parametrize("forms", [FORMS, ACTIVATED, HYBRIDS])
 def test_the_resolved_plan_gives_the_same_tower_again(tmp_path: Path, forms: list[FFNPlan]) -> None:
     tower, adapter = random_tower("qwen2_vl")
     batches = [random_batch("qwen2_vl") for _ in range(3)]

@@ -26,7 +26,7 @@ from infoprune_rt.towers.base import TowerShape
 
 CPU = torch.device("cpu")
 SEVEN_B = TowerShape(32, 1280, 16, 80, 5120, "quick_gelu", 1e-6)
-FORMS = [FFNPlan("rrr", size=8), FFNPlan("neurons", size=20), FFNPlan("taylor", size=8), FFNPlan()]
+FORMS = [FFNPlan("rrr", size=8), FFNPlan("neurons", size=20), FFNPlan("taylor", size=8), FFNPlan("hybrid", size=8)]
 HEADS = [(0,), (1, 2), (), (0, 1, 2)]
 
 

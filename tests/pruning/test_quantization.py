@@ -17,7 +17,7 @@ from infoprune_rt.pruning.quantization import quantize_weight
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 SOME = [(0, 2), (1,), (), (0, 1, 2)]
-FORMS = [FFNPlan("rrr", size=5), FFNPlan("neurons", size=20), FFNPlan("taylor", size=30), FFNPlan()]
+FORMS = [FFNPlan("rrr", size=5), FFNPlan("neurons", size=20), FFNPlan("taylor", size=30), FFNPlan("hybrid", size=20)]
 
 
 @st.composite

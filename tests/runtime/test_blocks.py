@@ -16,7 +16,7 @@ from infoprune_rt.ops import plain
 from infoprune_rt.runtime.blocks import BlockSpec, BlockStack, CompactBlock, block_specs
 from infoprune_rt.towers.base import TowerShape
 
-SHAPE = TowerShape(num_blocks=6, width=28, num_heads=7, head_dim=4, ffn_width=45, activation="gelu", norm_eps=1e-5)
+SHAPE = TowerShape(num_blocks=7, width=28, num_heads=7, head_dim=4, ffn_width=45, activation="gelu", norm_eps=1e-5)
 SPECS = [
     BlockSpec(7),
     BlockSpec(3, "lowrank", 5),
@@ -24,6 +24,7 @@ SPECS = [
     BlockSpec(1, "neurons", 1),
     BlockSpec(5, "lowrank", 28),
     BlockSpec(2, "neurons", 6, "silu"),
+    BlockSpec(4, "hybrid", 11, linear=5),
 ]
 
 
@@ -65,7 +66,9 @@ def one_sequence(block: CompactBlock, x: Tensor) -> Tensor:
     if block.spec.ffn == "merged":
         return attended + normed @ weights["ffn.map"].T + weights["ffn.bias"]
     activation = F.silu if block.spec.activation == "silu" else F.gelu
-    hidden = activation(normed @ weights["ffn.fc1_weight"].T + weights["ffn.fc1_bias"])
+    hidden = normed @ weights["ffn.fc1_weight"].T + weights["ffn.fc1_bias"]
+    neurons = hidden.shape[1] - (block.spec.linear or 0)
+    hidden = torch.cat((activation(hidden[:, :neurons]), hidden[:, neurons:]), dim=1)
     return attended + hidden @ weights["ffn.fc2_weight"].T + weights["ffn.fc2_bias"]
 
 
@@ -170,11 +173,19 @@ def test_exports_with_a_dynamic_number_of_tokens(specs: list[BlockSpec]) -> None
         ({"num_heads": 2, "ffn": "dense", "activation": "gelu"}, "only a neurons FFN has an activation of its own"),
         ({"num_heads": 2, "ffn": "dense", "quantize": "int4"}, "unknown quantisation 'int4'; known are int8"),
         ({"num_heads": 2, "ffn": "dense", "quantize": ["int8"]}, "unknown quantisation ['int8']"),
+        ({"num_heads": 2, "ffn": "hybrid", "linear": 3}, "size of a hybrid FFN must be in 1..45, not None"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 46, "linear": 3}, "must be in 1..45, not 46"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 9}, "the linear part of this hybrid FFN must be in 1..9, not None"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 9, "linear": 10}, "must be in 1..9, not 10"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 40, "linear": 29}, "must be in 1..28, not 29"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 9, "linear": True}, "must be in 1..9, not True"),
+        ({"num_heads": 2, "ffn": "neurons", "size": 9, "linear": 4}, "only a hybrid FFN has a linear part"),
+        ({"num_heads": 2, "ffn": "hybrid", "size": 9, "linear": 4, "activation": "silu"}, "this hybrid FFN has 'silu'"),
         ([2, "dense"], 'must be an object with "num_heads", "ffn" and "size"'),
     ],
 )
 def test_wrong_specs_are_told_with_their_block(entry: Any, told: str) -> None:
     good = {"num_heads": 7, "ffn": "dense", "size": None}
     with pytest.raises(InfopruneError, match=re.escape("config: blocks[1]")) as caught:
-        block_specs([good, entry, good, good, good, good], SHAPE)
+        block_specs([good, entry, good, good, good, good, good], SHAPE)
     assert told in str(caught.value)

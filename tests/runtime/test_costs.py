@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from infoprune_rt.ops import plain
+from infoprune_rt.plan import Quantization
 from infoprune_rt.runtime.blocks import BlockSpec, CompactBlock, dense_specs
 from infoprune_rt.runtime.costs import BlockCost, block_cost, tower_costs
 from infoprune_rt.towers.base import TowerShape
@@ -29,6 +32,8 @@ SPECS = [
     BlockSpec(3, "lowrank", 7, quantize="int8"),
     BlockSpec(0, "merged", quantize="int8"),
     BlockSpec(2, "neurons", 8, "gelu", quantize="int8"),
+    BlockSpec(2, "hybrid", 9, linear=4),
+    BlockSpec(2, "hybrid", 9, linear=4, quantize="int8"),
 ]
 
 
@@ -55,6 +60,21 @@ def test_flops_are_what_pytorch_counts(spec: BlockSpec, monkeypatch: pytest.Monk
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         CompactBlock(spec, SHAPE)(torch.randn(24, SHAPE.width), bounds, None, None)
     assert block_cost(spec, SHAPE, lengths).flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_gated_ffn_has_half_as_many_weights_again(
+    quantize: Quantization | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infoprune_rt.runtime.blocks._OPS", plain)
+    spec, shape = BlockSpec(0, quantize=quantize), replace(SHAPE, activation="silu_gated")
+    block, bounds = CompactBlock(spec, shape), torch.tensor([0, 7])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        block(torch.randn(7, SHAPE.width), bounds, None, None)
+    cost = block_cost(spec, shape, [7])
+    assert cost.parameters == sum(p.numel() for p in block.parameters())
+    assert cost.bytes(4) == sum(p.nbytes for p in block.parameters())
+    assert cost.flops == counter.get_total_flops() == 2 * 7 * 3 * SHAPE.width * SHAPE.ffn_width
 
 
 def test_the_qwen2_vl_tower_costs_what_is_published() -> None:
