@@ -13,7 +13,7 @@ from infoprune_rt.demo.handwriting import read_handwriting, write_handwriting
 from infoprune_rt.evaluation.dataset import VQADataset
 from infoprune_rt.evaluation.report import evaluate
 
-_SCENES, _SEED = 50, 21  # of 8 questions each, others than in the demo and in the study of the tiny VLM
+_SCENES, _SEED = 40, 21  # of 8 questions each, others than in the demo and in the study of the tiny VLM
 
 
 def accuracies(

@@ -35,7 +35,7 @@ from infoprune_rt.runtime.encoder import CompactEncoder
 CALIBRATION_SCENES, CALIBRATION_SEED = 300, 11
 GATES = HeadTrainingSettings(steps=100, batch_size=32, beta=0.3, gamma=0.3)  # the paper's loss, as in the demo
 KEEP, NEURONS = 0.5, 192
-RATIO_QUESTIONS = 256  # for YOPO's statistic
+RATIO_QUESTIONS, RATIO_BATCH = 64, 4  # for YOPO's statistic
 _COPIES = 3  # of the tower beside the model's own: masked, and what compressing it takes
 
 
@@ -51,10 +51,14 @@ class Choice:
     device: torch.device
 
 
-def build(choice: Choice) -> Subject:
-    """The subject of a choice; InfopruneError before anything is loaded where it cannot fit into memory."""
+def build(choice: Choice, dataset: VQADataset | None) -> Subject:
+    """The subject of a choice; InfopruneError before anything is loaded where it cannot fit into memory.
+
+    dataset: questions about a checkpoint, the first of which choose YOPO's heads. Without them, and where weights are
+    random, heads are dropped evenly.
+    """
     if choice.preset is None:
-        return _from_checkpoints(choice)
+        return _from_checkpoints(choice, dataset)
     return _tiny(choice) if choice.preset == "tiny" else _of_published_size(choice)
 
 
@@ -95,15 +99,16 @@ def _tiny(choice: Choice) -> Subject:
         write_handwriting(place / "data", "train", CALIBRATION_SCENES, CALIBRATION_SEED)
         questions = read_handwriting(place / "data")
         compact = _compressed(vlm, questions, place)
-        ratios = head_ratios(vlm.model, _prompts(VQABatches(questions, vlm.processor)))
+        ratios = head_ratios(vlm.model, _prompts(vlm, questions))
     return _subject(vlm, compact, choice, "real (the shipped tiny VLM)", ratios)
 
 
-def _prompts(batches: VQABatches) -> Iterator[dict[str, Tensor]]:
-    """Questions with their answers, as the model takes them."""
-    for start in range(0, RATIO_QUESTIONS, 32):
-        batch = batches.collate(range(start, start + 32))
-        yield {name: value for name, value in batch.items() if name != "labels"}
+def _prompts(vlm: LoadedVLM, dataset: VQADataset) -> Iterator[dict[str, Tensor]]:
+    """The first questions with their answers, as the model takes them."""
+    batches = VQABatches(dataset, vlm.processor)
+    for start in range(0, min(RATIO_QUESTIONS, len(batches)), RATIO_BATCH):
+        batch = batches.collate(range(start, min(start + RATIO_BATCH, len(batches))))
+        yield {name: value.to(vlm.model.device) for name, value in batch.items() if name != "labels"}
 
 
 def _compressed(vlm: LoadedVLM, questions: VQADataset, place: Path) -> CompactEncoder:
@@ -128,15 +133,20 @@ def _compressed(vlm: LoadedVLM, questions: VQADataset, place: Path) -> CompactEn
     return compress(tower, adapter, plan, lambda: batches)
 
 
-def _from_checkpoints(choice: Choice) -> Subject:
+def _from_checkpoints(choice: Choice, dataset: VQADataset | None) -> Subject:
     assert choice.model is not None
     assert choice.compact is not None
     vlm = load_dense_vlm(choice.model, choice.device)
+    if vlm.adapter.architecture != "qwen2_vl":
+        raise InfopruneError(f"Table 1 knows Qwen2-VL's prompts alone, and {choice.model} is another kind of model")
     compact = CompactEncoder.from_pretrained(choice.compact, dtype=vlm.model.dtype).to(choice.device)
     if compact.plan is None:
         raise InfopruneError(f"{choice.compact} carries no plan, which says what its tower was cut from")
+    if any(block["ffn"] == "hybrid" for block in compact.config.blocks):
+        raise InfopruneError(f"{choice.compact} has hybrid FFNs, of which Table 1 has no masked form; use another mode")
     compact.plan.check_tower(vlm.adapter.architecture, vlm.adapter.shape(vlm.adapter.vision_config(vlm.model.config)))
-    return _subject(vlm, compact, choice, f"real ({choice.model.name})", None)
+    ratios = None if dataset is None else head_ratios(vlm.model, _prompts(vlm, dataset))
+    return _subject(vlm, compact, choice, f"real ({choice.model.name})", ratios)
 
 
 def _subject(vlm: LoadedVLM, compact: CompactEncoder, choice: Choice, weights: str, ratios: Any) -> Subject:

@@ -49,7 +49,7 @@ def table1(options: Options, path: Path, dataset: VQADataset | None, step: Step)
     make_directory(path.parent)
     kept = _Kept(path.with_name(path.name + ".partial"), options)
     step("building the models")
-    subject = build(options.choice)
+    subject = build(options.choice, dataset)
     rows_of = methods(subject.kernels)
     for each in work:
         if each.name not in kept.rows:
