@@ -20,7 +20,7 @@ def score(example: VQAExample, text: str, mode: Mode) -> float:
     """0..1: exact match for GQA-like questions ("relations"), VQA accuracy for the others."""
     if example.family == "relations":
         return exact_match(text, example.answers[0])
-    return vqa_accuracy(text, example.answers, mode)
+    return vqa_accuracy(text, example.answers, mode, example.family)
 
 
 def accuracy(dataset: VQADataset, answers: Sequence[Answer], mode: Mode) -> dict[str, Any]:
