@@ -38,7 +38,11 @@ class AnswerLog:
         self.left = question_batches(dataset, batch_size)
         if self.path.exists():
             self._file = _sole_writer(self.path)
-            self._resume(self._file)
+            try:
+                self._resume(self._file)
+            except BaseException:
+                self.close()
+                raise
         self.resumed = len(self._given)
 
     def append(self, batch: Sequence[int], answers: Sequence[Answer]) -> None:
@@ -54,6 +58,11 @@ class AnswerLog:
     def answers(self) -> list[Answer]:
         """All answers in the data set's order; every batch that was left has been appended."""
         return [self._given[i] for i in range(len(self._dataset))]
+
+    def close(self) -> None:
+        """Let other processes have the file."""
+        if self._file is not None:
+            self._file.close()
 
     def _create(self) -> IO[bytes]:
         """Only now, with a first batch to put in: a run that failed before leaves no file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,24 @@ def evaluate_checkpoint(
     finished one is scored without loading the model, and one with another model, other questions or other options is
     refused. ``on_corrupt`` may differ. Raises InfopruneError before loading where images or memory are wanting.
     """
-    log = None
-    if out is not None:
-        directory = resolve_model_dir(model)
-        run = {"model": model_digest(directory), "questions": dataset.digest, "max_new_tokens": max_new_tokens}
-        log = AnswerLog(out, dataset, batch_size, mode, run)
-        if not log.left:
-            return summary(dataset, log.answers(), mode) | {"resumed": log.resumed}
-    require_images(dataset.image_paths, on_corrupt)
-    vlm = _load(model, device)
-    if log is None:
+    if out is None:
+        vlm = _load(model, device, dataset, on_corrupt)
         given = answer(vlm.model, vlm.processor, dataset, batch_size, max_new_tokens, on_corrupt, progress)
         return summary(dataset, given, mode)
-    left = list(log.left)
-    for batch, said in answer_batches(vlm.model, vlm.processor, dataset, left, max_new_tokens, on_corrupt, progress):
-        log.append(batch, said)
-    return summary(dataset, log.answers(), mode) | {"resumed": log.resumed}
+    digest = model_digest(resolve_model_dir(model))
+    run = {"model": digest, "questions": dataset.digest, "max_new_tokens": max_new_tokens}
+    with closing(AnswerLog(out, dataset, batch_size, mode, run)) as log:
+        if log.left:
+            vlm = _load(model, device, dataset, on_corrupt)
+            for batch, said in answer_batches(
+                vlm.model, vlm.processor, dataset, log.left, max_new_tokens, on_corrupt, progress
+            ):
+                log.append(batch, said)
+        return summary(dataset, log.answers(), mode) | {"resumed": log.resumed}
 
 
-def _load(model: str | Path, device: torch.device) -> LoadedVLM:
+def _load(model: str | Path, device: torch.device, dataset: VQADataset, on_corrupt: OnCorrupt) -> LoadedVLM:
+    require_images(dataset.image_paths, on_corrupt)
     require_weight_memory(resolve_model_dir(model), device)
     return load_any_vlm(model, device)
 

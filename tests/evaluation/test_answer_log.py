@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,9 +38,10 @@ def given_to(dataset: VQADataset) -> list[Answer]:
 
 
 def fill(log: AnswerLog, answers: list[Answer]) -> int:
-    """Append what is left; how many questions were asked."""
-    for batch in log.left:
-        log.append(batch, [answers[i] for i in batch])
+    """Append what is left and close; how many questions were asked."""
+    with closing(log):
+        for batch in log.left:
+            log.append(batch, [answers[i] for i in batch])
     return sum(map(len, log.left))
 
 
