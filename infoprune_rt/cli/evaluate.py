@@ -54,6 +54,7 @@ def evaluate(
         mode=mode.value,
         on_corrupt=on_corrupt.value,
         out=out,
+        data_names=[path.name for path in data],
     )
     if as_json:
         print_json(result)

@@ -25,9 +25,10 @@ from infoprune_rt.files import write_text
 class AnswerLog:
     """The file of one evaluation: what an earlier run left in it is read at once, the rest is appended.
 
-    run: what the answers depend on besides the images, JSON values by name; a file of another run is refused. A batch
-    that was not written whole is asked again as a whole, since batches decide how sums are rounded: so a resumed run
-    ends with the file of an uninterrupted one.
+    run: what the answers depend on besides the images, JSON values by name; a file of another run is refused. Where a
+    value is an object with a ``sha256``, that alone decides and the rest is for the reader. A batch that was not
+    written whole is asked again as a whole, since batches decide how sums are rounded: so a resumed run ends with the
+    file of an uninterrupted one. ``left``: the batches still to be asked; ``resumed``: how many questions are not.
     """
 
     def __init__(self, path: Path, dataset: VQADataset, batch_size: int, mode: Mode, run: Mapping[str, Any]) -> None:
@@ -76,17 +77,21 @@ class AnswerLog:
     def _resume(self, file: IO[bytes]) -> None:
         """Take in all whole batches and cut off what comes after them."""
         self._check_run(file.readline())
-        lines, ends = [], [file.tell()]
+        lines, ends, whole = [], [file.tell()], 0
         for line in file:
             if line.endswith(b"\n"):  # else the writer was killed in the middle of it
                 lines.append(line)
                 ends.append(ends[-1] + len(line))
         if len(lines) > len(self._dataset):
             raise self._damaged(len(self._dataset) + 2, "there are fewer questions")
-        while self.left and len(self._given) + len(self.left[0]) <= len(lines):
-            for i in self.left.pop(0):
+        for batch in self.left:
+            if len(self._given) + len(batch) > len(lines):
+                break
+            for i in batch:
                 number = len(self._given)
                 self._given[i] = self._read(number + 2, lines[number], self._dataset[i])
+            whole += 1
+        self.left = self.left[whole:]
         file.seek(ends[len(self._given)])
         file.truncate()
 
@@ -97,10 +102,10 @@ class AnswerLog:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InfopruneError(f"{self.path} is there already and holds no evaluation; give another --out") from error
         for key, their, our in pairs:
-            if their != our:
+            if _deciding(their) != _deciding(our):
                 raise InfopruneError(
-                    f"{self.path} belongs to another evaluation: its {key} is {their!r}, here it is {our!r}; "
-                    "give another --out, or the options it was begun with"
+                    f"{self.path} belongs to another evaluation ({key}: there {their}, here {our}); give another "
+                    "--out, or the options it was begun with"
                 )
 
     def _read(self, number: int, line: bytes, example: VQAExample) -> Answer:
@@ -117,6 +122,10 @@ class AnswerLog:
 
     def _damaged(self, number: int, problem: str) -> InfopruneError:
         return InfopruneError(f"{self.path}, line {number}: {problem}; delete the file, or this line and all after it")
+
+
+def _deciding(value: Any) -> Any:
+    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
 
 
 def _record(example: VQAExample, given: Answer, mode: Mode) -> dict[str, Any]:

@@ -21,8 +21,6 @@ from infoprune_rt.progress import progress_bars
 
 DEFAULT_MAX_NEW_TOKENS = 128  # where a task names none
 
-Message = dict[str, Any]
-
 
 class InfopruneModel(lmms):  # type: ignore[misc]  # lmms-eval is not installed where types are checked
     """Qwen2-VL or LLaVA-1.5 through lmms-eval's chat interface: text and any number of pictures, no video, no audio.
@@ -98,7 +96,7 @@ class InfopruneModel(lmms):  # type: ignore[misc]  # lmms-eval is not installed 
         """The prompt up to where the answer begins, and the pictures in it."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         images: list[Image.Image] = []
-        messages: list[Message] = []
+        messages: list[dict[str, Any]] = []
         for message in doc_to_messages(self.task_dict[task][split][doc_id]):
             parts = []
             for part in message["content"]:

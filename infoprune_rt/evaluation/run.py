@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,25 @@ def evaluate_checkpoint(
     mode: Mode = "official",
     on_corrupt: OnCorrupt = "refuse",
     out: Path | None = None,
+    data_names: Sequence[str] = (),
     progress: bool = True,
 ) -> dict[str, Any]:
     """Answer ``dataset`` with a dense or compact model and score it: ``report.summary``'s table.
 
-    out: an ``AnswerLog``. An earlier run's file is resumed (``resumed``: how many questions it had answered), a
-    finished one is scored without loading the model, and one with another model, other questions or other options is
-    refused. ``on_corrupt`` may differ. Raises InfopruneError before loading where images or memory are wanting.
+    out: an ``AnswerLog``; data_names: the questions' files, to be named in it. An earlier run's file is resumed
+    (``resumed``: how many questions it had answered), a finished one is scored without loading the model, and one with
+    another model, other questions or other options is refused; ``on_corrupt`` may differ. Raises InfopruneError before
+    loading where images or memory are wanting.
     """
     if out is None:
         vlm = _load(model, device, dataset, on_corrupt)
         given = answer(vlm.model, vlm.processor, dataset, batch_size, max_new_tokens, on_corrupt, progress)
         return summary(dataset, given, mode)
-    digest = model_digest(resolve_model_dir(model))
-    run = {"model": digest, "questions": dataset.digest, "max_new_tokens": max_new_tokens}
+    run = {
+        "model": {"name": str(model), "sha256": model_digest(resolve_model_dir(model))},
+        "questions": {"files": list(data_names), "number": len(dataset), "sha256": dataset.digest},
+        "max_new_tokens": max_new_tokens,
+    }
     with closing(AnswerLog(out, dataset, batch_size, mode, run)) as log:
         if log.left:
             vlm = _load(model, device, dataset, on_corrupt)

@@ -80,14 +80,15 @@ def test_a_run_with_other_options_data_or_model_is_refused(
     out = tmp_path / "out.jsonl"
     command = ("evaluate", models["qwen"], *questions, "--out", out, "--limit", 4)
     cli(*command, "--max-new-tokens", 4, "--json").json()
-    assert "its max_new_tokens is 4, here it is 5" in cli(*command, "--max-new-tokens", 5).sentence()
-    assert "its questions is" in cli(*command, "--max-new-tokens", 4, "--limit", 5).sentence()
+    assert "max_new_tokens: there 4, here 5" in cli(*command, "--max-new-tokens", 5).sentence()
+    told = cli(*command, "--max-new-tokens", 4, "--limit", 5).sentence()
+    assert "(questions: there {'files': ['v2_OpenEnded_handwriting_questions.json'," in told
     tuned = Path(shutil.copytree(models["qwen"], tmp_path / "tuned"))
     weights = bytearray((tuned / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (tuned / "model.safetensors").write_bytes(weights)
     other = ("evaluate", tuned, *command[2:], "--max-new-tokens", 4)
-    assert "its model is" in cli(*other).sentence()
+    assert f"(model: there {{'name': '{models['qwen']}'," in cli(*other).sentence()
     moved = Path(shutil.copytree(models["qwen"], tmp_path / "moved"))
     assert cli("evaluate", moved, *command[2:], "--max-new-tokens", 4, "--json").json()["resumed"] == 4
 

@@ -21,7 +21,7 @@ from infoprune_rt.evaluation.answering import Answer
 from infoprune_rt.evaluation.dataset import VQADataset
 
 BATCH = 4
-RUN = {"model": "abc", "max_new_tokens": 5}
+RUN = {"model": {"name": "a", "sha256": "abc"}, "max_new_tokens": 5}
 
 
 @pytest.fixture
@@ -87,10 +87,10 @@ def test_cut_anywhere_it_resumes_to_the_same_file(dataset: VQADataset, tmp_path:
 @pytest.mark.parametrize(
     ("other", "saying"),
     [
-        ({"run": {**RUN, "model": "def"}}, "its model is 'abc', here it is 'def'"),
-        ({"run": {"model": "abc"}}, "its max_new_tokens is 5, here it is None"),
-        ({"batch_size": 3}, "its batch_size is 4, here it is 3"),
-        ({"mode": "lmms-eval"}, "its mode is 'official', here it is 'lmms-eval'"),
+        ({"run": {**RUN, "model": {"name": "b", "sha256": "def"}}}, "model: there .*'abc'.*, here .*'def'"),
+        ({"run": {"model": RUN["model"]}}, "max_new_tokens: there 5, here None"),
+        ({"batch_size": 3}, "batch_size: there 4, here 3"),
+        ({"mode": "lmms-eval"}, "mode: there official, here lmms-eval"),
     ],
 )
 def test_another_runs_file_is_refused_and_kept(dataset: VQADataset, tmp_path: Path, other: dict, saying: str) -> None:
@@ -98,9 +98,12 @@ def test_another_runs_file_is_refused_and_kept(dataset: VQADataset, tmp_path: Pa
     settings = {"dataset": dataset, "batch_size": BATCH, "mode": "official", "run": RUN}
     fill(AnswerLog(out, **settings), given_to(dataset))
     before = out.read_bytes()
-    with pytest.raises(InfopruneError, match=f"belongs to another evaluation: {saying}"):
+    with pytest.raises(InfopruneError, match=f"belongs to another evaluation \\({saying}"):
         AnswerLog(out, **(settings | other))
     assert out.read_bytes() == before
+    renamed = settings | {"run": {**RUN, "model": {"name": "moved", "sha256": "abc"}}}
+    with closing(AnswerLog(out, **renamed)) as log:
+        assert log.resumed == len(dataset)
 
 
 def line_of_another_question(lines: list[bytes]) -> list[bytes]:
