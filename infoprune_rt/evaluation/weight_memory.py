@@ -28,16 +28,13 @@ def weight_bytes(directory: Path, device: torch.device) -> int:
 
 
 def require_weight_memory(directory: Path, device: torch.device) -> None:
-    """Refuse a model whose weights do not fit: in the host's memory, through which they go, or in the device's.
+    """Refuse a model whose weights alone do not fit into the memory of ``device``; unknown memory is not judged.
 
-    Loading was seen to take hardly more than that; what a batch takes comes on top and is not judged here. Unknown
-    memory is not judged either.
+    On a CPU, loading was seen to take hardly more than the weights. What a batch takes comes on top.
     """
-    need = weight_bytes(directory, device)
-    for place in {torch.device("cpu"), device}:
-        free = available_bytes(place)
-        if free is not None and need > free:
-            raise InfopruneError(
-                f"the weights in {directory} need {need / 2**30:.2f} GiB on {place}, but only {free / 2**30:.2f} GiB "
-                "are available; free some memory, or take a larger machine or a smaller model"
-            )
+    need, free = weight_bytes(directory, device), available_bytes(device)
+    if free is not None and need > free:
+        raise InfopruneError(
+            f"the weights in {directory} need {need / 2**30:.2f} GiB on {device}, but only {free / 2**30:.2f} GiB are "
+            "available; free some memory, or take a larger machine or a smaller model"
+        )
