@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,6 +12,19 @@ import torch
 from infoprune_rt.errors import InfopruneError
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "sve")
+
+CGROUPS = Path("/sys/fs/cgroup")
+# By the controllers that /proc/self/cgroup names (none in version 2): the folder in CGROUPS, the files of limit and
+# usage, and what of the usage are files' pages, which the kernel takes back when memory is wanted.
+_CGROUP_MEMORY = {
+    "": ("", "memory.max", "memory.current", ("inactive_file", "active_file")),
+    "memory": (
+        "memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+}
 
 
 def auto_device() -> torch.device:
@@ -41,14 +56,32 @@ def compute_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that can be had on ``device`` now; None where nothing tells."""
+    """Memory that can be had on ``device`` now, within a container's limits; None where nothing tells."""
     if device.type == "cuda":
         kept_back = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch reuses it
         return torch.cuda.mem_get_info(device)[0] + kept_back
-    for line in _proc("meminfo"):
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+    known = [int(line.split()[1]) * 1024 for line in _proc("meminfo") if line.startswith("MemAvailable:")]
+    return min([*known, *_cgroup_room()], default=None)
+
+
+def _cgroup_room() -> Iterator[int]:
+    """What each limit on this process's control groups leaves: its own, and those of the groups around it.
+
+    A container sees its own group as the root, whatever name /proc gives it; of that path only what is there counts.
+    """
+    for line in _proc("self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _CGROUP_MEMORY:
+            continue
+        root, limit, usage, cached = _CGROUP_MEMORY[controllers]
+        group = CGROUPS / root / path.strip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(CGROUPS / root):
+                break
+            with suppress(OSError, ValueError):  # no such group, or no limit ("max") on it
+                statistics = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / usage).read_text()) - sum(int(statistics.get(name, 0)) for name in cached)
+                yield max(0, int((folder / limit).read_text()) - used)
 
 
 def instruction_sets() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,24 +31,30 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that an answer may have.")] = 16,
     on_corrupt: OnCorruptOption = OnCorrupt.refuse,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every answer here as it is given (JSON lines: question, answers, score). After an "
+            "interruption the same command resumes; of a finished file it prints the scores."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer questions with a dense or compact model and score them by task family."""
-    from infoprune_rt.evaluation import report
     from infoprune_rt.evaluation.formats import read_datasets
+    from infoprune_rt.evaluation.run import evaluate_checkpoint
     from infoprune_rt.hardware import auto_device
-    from infoprune_rt.model_loading import load_any_vlm
 
-    dataset = read_datasets(data, images, annotations)[:limit]
-    vlm = load_any_vlm(model, auto_device())
-    result = report.evaluate(
-        vlm.model,
-        vlm.processor,
-        dataset,
+    result = evaluate_checkpoint(
+        model,
+        read_datasets(data, images, annotations)[:limit],
+        device=auto_device(),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         mode=mode.value,
         on_corrupt=on_corrupt.value,
+        out=out,
+        data_names=[path.name for path in data],
     )
     if as_json:
         print_json(result)
@@ -60,7 +67,11 @@ def evaluate(
             table.add_row(family, f"{result[family]:.2f}")
     console.print(table)
     say(f"{result['questions']} questions, {result['mode']} normalisation of answers")
+    if result.get("resumed"):
+        say(f"{result['resumed']} of them were answered by an earlier run")
     for skipped in result["skipped_images"]:
         say(f"skipped {skipped['image']}: {skipped['why']}")
     if result["skipped"]:
         say(f"{result['skipped']} questions are not counted: their pictures were skipped")
+    if out is not None:
+        say(f"every answer is in {out}")

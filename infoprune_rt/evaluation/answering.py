@@ -31,7 +31,6 @@ class Answer:
     why: str | None = None
 
 
-@torch.inference_mode()
 def answer(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -46,28 +45,62 @@ def answer(
     ``batch_size`` counts questions; those about one image are put side by side so that they share its
     pass through the vision tower. Works for Qwen2-VL and LLaVA, dense or compact.
     """
+    batches = question_batches(dataset, batch_size)
+    given: dict[int, Answer] = {}
+    for batch, said in answer_batches(model, processor, dataset, batches, max_new_tokens, on_corrupt, progress):
+        given.update(zip(batch, said, strict=True))
+    return [given[i] for i in range(len(dataset))]
+
+
+def question_batches(dataset: VQADataset, batch_size: int) -> list[list[int]]:
+    """Indices of questions, those about the same image side by side, in order of the images' first use."""
     if batch_size < 1:
         raise InfopruneError(f"the batch size must be at least 1, not {batch_size}")
-    source = ImageSource(on_corrupt)
-    texts: dict[int, str] = {}
-    with progress_bars(shown=progress) as bar:
-        task = bar.add_task("answering", total=len(dataset))
-        for batch in _batches(dataset, batch_size):
-            examples = [dataset[i] for i in batch]
-            encoded, answered = _encode(processor, examples, source)
-            if encoded is not None:
-                said = _generate(model, processor, encoded, max_new_tokens)
-                texts.update((batch[place], text) for place, text in zip(answered, said, strict=True))
-            bar.advance(task, len(batch))
-    skipped = source.skipped
-    return [Answer(e.question_id, texts.get(i), skipped.get(e.image_path)) for i, e in enumerate(dataset)]
-
-
-def _batches(dataset: VQADataset, size: int) -> Iterator[list[int]]:
-    """Indices of questions, those about the same image side by side, in order of the images' first use."""
     rank = {path: i for i, path in enumerate(dataset.image_paths)}
     order = sorted(range(len(dataset)), key=lambda i: rank[dataset[i].image_path])
-    return (order[start : start + size] for start in range(0, len(order), size))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def answer_batches(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    dataset: VQADataset,
+    batches: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    on_corrupt: OnCorrupt,
+    progress: bool,
+) -> Iterator[tuple[Sequence[int], list[Answer]]]:
+    """Each batch of questions with its answers, as they come; questions in no batch count as answered before."""
+    source = ImageSource(on_corrupt)
+    answered = len(dataset) - sum(map(len, batches))
+    title = f"answering, resumed at {answered}" if answered else "answering"
+    with progress_bars(shown=progress) as bar:
+        task = bar.add_task(title, total=len(dataset), completed=answered)
+        for batch in batches:
+            yield batch, _answer_batch(model, processor, [dataset[i] for i in batch], max_new_tokens, source)
+            bar.advance(task, len(batch))
+
+
+@torch.inference_mode()
+def _answer_batch(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    examples: Sequence[VQAExample],
+    max_new_tokens: int,
+    source: ImageSource,
+) -> list[Answer]:
+    encoded, answered = _encode(processor, examples, source)
+    said: list[str] = []
+    if encoded is not None:
+        try:
+            said = _generate(model, processor, encoded, max_new_tokens)
+        except torch.OutOfMemoryError as error:
+            raise InfopruneError(
+                f"{model.device} ran out of memory at {len(answered)} questions at a time; give a smaller --batch-size"
+            ) from error
+    texts = dict(zip(answered, said, strict=True))
+    skipped = source.skipped
+    return [Answer(e.question_id, texts.get(i), skipped.get(e.image_path)) for i, e in enumerate(examples)]
 
 
 def _encode(

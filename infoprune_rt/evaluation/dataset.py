@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,3 +61,12 @@ class VQADataset(Sequence[VQAExample]):
     def image_paths(self) -> list[Path]:
         """Every image once, in order of first use."""
         return list(dict.fromkeys(example.image_path for example in self.examples))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every question in order, with its answers and the name of its image."""
+        found = hashlib.sha256()
+        for e in self.examples:
+            fields = (e.family, e.question_id, e.image_path.name, e.question, e.answers)
+            found.update(json.dumps(fields).encode())
+        return found.hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.evaluation.dataset import VQADataset, VQAExample
 from infoprune_rt.evaluation.image_folder import ImageFolder
+from infoprune_rt.evaluation.official import WHERE_QUESTIONS
 
 COCO_SUBTYPES = ("val2014", "train2014", "test2015")
 
@@ -60,6 +61,10 @@ def read_datasets(paths: Sequence[Path], image_dir: Path, annotations: Path | No
 def _load(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InfopruneError(
+            f"can't read the data file {path}: there is none; the official ones are {WHERE_QUESTIONS}"
+        ) from error
     except OSError as error:
         raise InfopruneError(f"can't read the data file {path}: {error.strerror}") from error
     except ValueError as error:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.evaluation.images import OnCorrupt
+from infoprune_rt.evaluation.official import WHERE_IMAGES
+
+_NAMED = 3  # how many missing pictures a complaint names
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -25,3 +30,17 @@ class ImageFolder:
         candidates = [stem + suffix for stem in stems for suffix in SUFFIXES]
         found = next((name for name in candidates if name in self._names), candidates[0].replace(os.sep, "_"))
         return self.directory / found
+
+
+def require_images(paths: Sequence[Path], on_corrupt: OnCorrupt) -> None:
+    """Refuse pictures that are not there, by number and first names; some may be, where they are to be skipped."""
+    there = {path for folder in {path.parent for path in paths} for path in folder.iterdir()}
+    missing = [path for path in paths if path not in there]
+    if not missing or (on_corrupt == "skip" and len(missing) < len(paths)):
+        return
+    names = ", ".join(path.name for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    rest = "" if len(missing) == len(paths) else ", or skip them (--on-corrupt skip)"
+    raise InfopruneError(
+        f"{missing[0].parent} lacks {len(missing)} of the {len(paths)} pictures that the questions name: {names}; "
+        f"complete the folder ({WHERE_IMAGES}){rest}"
+    )

@@ -8,8 +8,8 @@ differ by tenths of a point, so a score always names its mode:
     the VQA challenge's evaluator: the prediction is normalised in full; the humans' answers lose their
     punctuation, and only if the humans disagree.
 ``lmms-eval``
-    its answer processor, as for TextVQA: both sides in full, always; commas, question marks and a
-    possessive 's are split off beforehand.
+    its VQAv2 and TextVQA tasks (version 0.7): both sides in full, always; for TextVQA commas and question
+    marks are dropped and a possessive 's is split off beforehand.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.evaluation.contractions import CONTRACTIONS
+from infoprune_rt.evaluation.dataset import Family
 
 Mode = Literal["official", "lmms-eval"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -30,6 +31,7 @@ _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", 
 _NUMBERS = {"none": "0"} | {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
 _ARTICLES = ("a", "an", "the")
 _FULL_STOP = re.compile(r"\.(?!\d)")
+_FULL_STOPS_TAKEN = 32  # both evaluators pass re.UNICODE, which is 32, where ``sub`` takes a count
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -41,7 +43,7 @@ def strip_punctuation(text: str) -> str:
     for mark in _PUNCTUATION:
         touches_blank = f"{mark} " in text or f" {mark}" in text
         result = result.replace(mark, "" if everywhere or touches_blank else " ")
-    return _FULL_STOP.sub("", result)
+    return _FULL_STOP.sub("", result, count=_FULL_STOPS_TAKEN)
 
 
 def plain_words(text: str) -> str:
@@ -50,25 +52,25 @@ def plain_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def normalize(text: str, mode: Mode) -> str:
-    """A prediction as the mode's evaluator sees it."""
+def normalize(text: str, mode: Mode, family: Family) -> str:
+    """A prediction as the mode's evaluator sees it. family: "vqa" (VQAv2) or "text" (TextVQA)."""
     if mode not in MODES:
         raise InfopruneError(f"unknown scoring mode {mode!r}; known are {', '.join(MODES)}")
-    if mode == "lmms-eval":
+    if mode == "lmms-eval" and family == "text":
         text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return plain_words(strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 
-def vqa_accuracy(prediction: str, answers: Sequence[str], mode: Mode) -> float:
-    """Accuracy in 0..1 of one prediction against the humans' answers (10 in VQAv2 and TextVQA).
+def vqa_accuracy(prediction: str, answers: Sequence[str], mode: Mode, family: Family) -> float:
+    """Accuracy in 0..1 of one prediction against the humans' answers (10 in VQAv2, "vqa", and TextVQA, "text").
 
     A data set with one answer a question has no "others"; there it is 1 for the same answer and 0 else.
     """
     if not answers:
         raise InfopruneError("a question without answers can't be scored; use a split whose answers are published")
-    said = normalize(prediction, mode)
+    said = normalize(prediction, mode, family)
     if mode == "lmms-eval":
-        heard = [normalize(answer, mode) for answer in answers]
+        heard = [normalize(answer, mode, family) for answer in answers]
     elif len(set(answers)) > 1:
         heard = [strip_punctuation(answer) for answer in answers]
     else:

@@ -20,7 +20,7 @@ def score(example: VQAExample, text: str, mode: Mode) -> float:
     """0..1: exact match for GQA-like questions ("relations"), VQA accuracy for the others."""
     if example.family == "relations":
         return exact_match(text, example.answers[0])
-    return vqa_accuracy(text, example.answers, mode)
+    return vqa_accuracy(text, example.answers, mode, example.family)
 
 
 def accuracy(dataset: VQADataset, answers: Sequence[Answer], mode: Mode) -> dict[str, Any]:
@@ -51,6 +51,13 @@ def accuracy(dataset: VQADataset, answers: Sequence[Answer], mode: Mode) -> dict
     }
 
 
+def summary(dataset: VQADataset, answers: Sequence[Answer], mode: Mode) -> dict[str, Any]:
+    """``accuracy``'s table, and ``skipped_images``: which, and why."""
+    skipped = {e.image_path: a.why for e, a in zip(dataset, answers, strict=True) if a.text is None}
+    named = [{"image": str(path), "why": why} for path, why in skipped.items()]
+    return accuracy(dataset, answers, mode) | {"skipped_images": named}
+
+
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -62,8 +69,5 @@ def evaluate(
     on_corrupt: OnCorrupt = "refuse",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Answer the data set and score it: ``accuracy``'s table, and ``skipped_images``: which, and why."""
-    answers = answer(model, processor, dataset, batch_size, max_new_tokens, on_corrupt, progress)
-    skipped = {e.image_path: a.why for e, a in zip(dataset, answers, strict=True) if a.text is None}
-    named = [{"image": str(path), "why": why} for path, why in skipped.items()]
-    return accuracy(dataset, answers, mode) | {"skipped_images": named}
+    """Answer the data set and score it: ``summary``'s table."""
+    return summary(dataset, answer(model, processor, dataset, batch_size, max_new_tokens, on_corrupt, progress), mode)

@@ -82,7 +82,7 @@ def test_apply_plan_judges_before_it_reads_a_batch(monkeypatch: pytest.MonkeyPat
 
 def test_available_memory_is_read_where_the_kernel_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["MemTotal:       16 kB", "MemFree:         4 kB", "MemAvailable:    8 kB"]
-    monkeypatch.setattr(hardware, "_proc", lambda name: {"meminfo": lines}[name])
+    monkeypatch.setattr(hardware, "_proc", lambda name: {"meminfo": lines}.get(name, []))
     assert hardware.available_bytes(CPU) == 8192
     monkeypatch.setattr(hardware, "_proc", lambda _: [])
     assert hardware.available_bytes(CPU) is None
