@@ -13,7 +13,8 @@ from infoprune_rt.plan import FFNMode, FFNPlan
 from infoprune_rt.pruning.ffn_forms import round_size
 
 GROUP = "epsilon"
-MODES: tuple[FFNMode, ...] = ("taylor", "rrr", "neurons")
+MODES: tuple[FFNMode, ...] = ("taylor", "rrr", "neurons", "hybrid")
+_WITH_NEURONS = ("neurons", "hybrid")
 CLOSE = 1.0  # points below a curve's best that still count as level with it
 
 
@@ -32,9 +33,9 @@ def jobs(subject: Subject) -> list[Job]:
 
 
 def sizes(subject: Subject, mode: FFNMode) -> list[int]:
-    """Ranks or kept neurons, from the options' shares of this tower's widths."""
+    """Ranks, or kept neurons (of hybrids with the rank beside them), from the options' shares of this tower's widths."""
     shape, options = subject.shape, subject.options
-    shares, width = (options.neurons, shape.ffn_width) if mode == "neurons" else (options.ranks, shape.width)
+    shares, width = (options.neurons, shape.ffn_width) if mode in _WITH_NEURONS else (options.ranks, shape.width)
     return sorted({round_size(round(share * width), width) for share in shares})
 
 

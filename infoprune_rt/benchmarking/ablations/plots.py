@@ -39,7 +39,12 @@ WAYS: dict[str, Style] = {  # the paper's objective stands out, controls are das
     MAGNITUDE: {"color": GREY, "ls": "--", "marker": "x"},
     RANDOM: {"color": PALE, "ls": "--", "marker": "x"},
 }
-MODES: dict[str, Style] = {"taylor": {"color": RED}, "rrr": {"color": ORANGE}, "neurons": {"color": BLUE}}
+MODES: dict[str, Style] = {
+    "taylor": {"color": RED},
+    "rrr": {"color": ORANGE},
+    "neurons": {"color": BLUE},
+    "hybrid": {"color": PURPLE},
+}
 TERM_NAMES = dict(zip(TERMS, ("task", "eRank", "KS"), strict=True))
 TERM_COLORS = dict(zip(TERMS, (PURPLE, GREEN, ORANGE), strict=True))
 DRIVES = ("#a8d0ea", "#5aa5d6", BLUE, "#f0bcbf", "#dd7a7f", RED, BLACK)  # Adam, SGD, the whole loss
