@@ -33,7 +33,7 @@ def jobs(subject: Subject) -> list[Job]:
 
 
 def sizes(subject: Subject, mode: FFNMode) -> list[int]:
-    """Ranks, or kept neurons (of hybrids with the rank beside them), from the options' shares of this tower's widths."""
+    """Ranks, or kept neurons (in hybrids with the rank beside them), from the shares that the options name."""
     shape, options = subject.shape, subject.options
     shares, width = (options.neurons, shape.ffn_width) if mode in _WITH_NEURONS else (options.ranks, shape.width)
     return sorted({round_size(round(share * width), width) for share in shares})
