@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from infoprune_rt.benchmarking.timing import REST, percentiles
 
 Row = dict[str, Any]
 Step = Callable[[str], None]  # told what is about to be done
-_PREPARED = 5  # preparations of the pictures that are timed
+_PREPARATIONS = 5  # preparations of the pictures that are timed
+_PREPARED_AT_FIRST = ("accelerated", "compiled", "kernels")  # towers whose first pass packs weights or compiles
 
 
 def measure(
@@ -32,25 +33,16 @@ def measure(
     """A row for each method, in their order."""
     inputs, preprocess_ms = prepare(subject, work)
     bench = _Bench(subject, inputs, new_tokens)
-    checks = _checks(bench, rows, lambda key: step(f"{work.name}: {key}: checking"))
-    counted = {}
-    for method in rows:
-        if method.structure not in counted:
-            step(f"{work.name}: {method.key}: counting products")
-            counted[method.structure] = bench.count(method)
+    first = _first_passes(bench, rows, lambda key: step(f"{work.name}: {key}: checking"))
     times: dict[str, dict[str, list[float]]] = {method.key: {stage: [] for stage in STAGES} for method in rows}
     for number in range(rounds):
         for method in rows:
             step(f"{work.name}: {method.key}: round {number + 1} of {rounds}")
             for stage, ms in bench.run(method).ms.items():
                 times[method.key][stage].append(ms)
-    peaks = {}
-    for method in rows:
-        step(f"{work.name}: {method.key}: peak memory")
-        peaks[method.key] = bench.peak_bytes(method)
     made = []
     for method in rows:
-        cost, checked = costs(subject, method, inputs), checks[method.key]
+        cost, checked = costs(subject, method, inputs), first.checks[method.key]
         made.append(
             {
                 "method": method.name,
@@ -60,15 +52,15 @@ def measure(
                 "tokens": inputs["input_ids"].shape[1],
                 "patches": int(inputs["image_grid_thw"].prod(1).sum()),
                 **asdict(cost),
-                "flops_counted": counted[method.structure],
+                "flops_counted": first.counted[method.structure],
                 **_stage_times(preprocess_ms, times[method.key]),
                 "new_tokens": new_tokens,
                 "rounds": rounds,
-                "peak_bytes": peaks[method.key],
+                "peak_bytes": first.peak_bytes[method.key],
                 "accuracy": None,
                 "error": checked.error,
                 "allowed_error": checked.allowed,
-                "checked": checked.right and cost.flops == counted[method.structure],
+                "checked": checked.right and cost.flops == first.counted[method.structure],
             }
         )
     return made
@@ -78,7 +70,7 @@ def prepare(subject: Subject, work: Workload) -> tuple[dict[str, Tensor], list[f
     """The model's inputs, and the milliseconds of preparing the pictures."""
     images = pictures(work)
     taken = []
-    for _ in range(_PREPARED):
+    for _ in range(_PREPARATIONS):
         began = time.perf_counter()
         pixels = dict(subject.image_processor(images, return_tensors="pt"))
         taken.append(1000 * (time.perf_counter() - began))
@@ -99,45 +91,67 @@ class _Bench:
             time.sleep(REST)
             return generate(self.subject.model, tower, self.inputs, self.new_tokens)
 
-    def exact(self, method: Method) -> Tensor:
-        """The first token's logits of a row in a wider dtype."""
+    def exact(self, method: Method) -> tuple[Tensor, int]:
+        """The first token's logits of a row in a wider dtype, and the products that PyTorch sees on the way there."""
         model = self.subject.model
-        with self.subject.standing(method) as tower, in_wider(model, model.dtype):
-            return generate(model, tower, self.inputs, 1).logits
+        with self.subject.standing(method), in_wider(model, model.dtype):
+            return self._logits()
 
     def count(self, method: Method) -> int:
         """Products of the pass to the first token, as PyTorch sees them."""
-        with self.subject.standing(method), torch.inference_mode():
-            return counted_flops(lambda: self.subject.model(**self.inputs, logits_to_keep=1))
+        with self.subject.standing(method):
+            return self._logits()[1]
 
-    def peak_bytes(self, method: Method) -> int:
-        """By which memory peaks in one generation, above what model and towers take."""
+    @torch.inference_mode()
+    def _logits(self) -> tuple[Tensor, int]:
+        made: list[Tensor] = []
+        counted = counted_flops(lambda: made.append(self.subject.model(**self.inputs, logits_to_keep=1).logits))
+        return made[0][0, -1].double().cpu(), counted
+
+    def run_for_memory(self, method: Method) -> tuple[Pass, int]:
+        """One generation, and the bytes by which memory peaks in it above what model and towers take."""
         device = self.subject.model.device
+        made: list[Pass] = []
         with self.subject.standing(method) as tower:
 
-            def run() -> Pass:
-                return generate(self.subject.model, tower, self.inputs, self.new_tokens)
+            def run() -> None:
+                made.append(generate(self.subject.model, tower, self.inputs, self.new_tokens))
 
             if device.type != "cuda":
-                return growth(run)
+                grown = growth(run)
+                return made[0], grown
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             run()
-            return torch.cuda.max_memory_allocated(device) - before
+            return made[0], torch.cuda.max_memory_allocated(device) - before
 
 
-def _checks(bench: _Bench, rows: Sequence[Method], step: Step) -> dict[str, Check]:
-    """Each row's first logits, held against its reference's in the same dtype and in a wider one."""
+@dataclass
+class _FirstPasses:
+    """What is found out before anything is timed; counted: products, by structure."""
+
+    checks: dict[str, Check] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    counted: dict[tuple[str, str | None], int] = field(default_factory=dict)
+
+
+def _first_passes(bench: _Bench, rows: Sequence[Method], step: Step) -> _FirstPasses:
+    """Each row's first logits, held against its reference's in the same dtype and in a wider one; memory; products."""
     exact: dict[str, Tensor] = {}
     logits: dict[str, Tensor] = {}
-    found = {}
+    found = _FirstPasses()
     for method in rows:
         step(method.key)
-        logits[method.key] = bench.run(method).logits
+        if method.tower in _PREPARED_AT_FIRST:
+            bench.run(method)
+        done, found.peak_bytes[method.key] = bench.run_for_memory(method)
+        logits[method.key] = done.logits
         if method.reference is None:
-            exact[method.key] = bench.exact(method)
-        reference = method.reference or method.key
-        found[method.key] = check(logits[method.key], logits[reference], exact[reference], bench.subject.model.dtype)
+            exact[method.key], found.counted[method.structure] = bench.exact(method)
+        if method.structure not in found.counted:
+            found.counted[method.structure] = bench.count(method)
+        reference, dtype = method.reference or method.key, bench.subject.model.dtype
+        found.checks[method.key] = check(logits[method.key], logits[reference], exact[reference], dtype)
     return found
 
 

@@ -40,6 +40,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.dense: nn.Module = self.adapter.tower_of(self.model)
+        self._accelerated: Any = None
 
     @property
     def shape(self) -> TowerShape:
@@ -77,11 +78,18 @@ class Subject:
                 self.adapter.replace_tower(self.model, tower)
                 undo.callback(self.adapter.replace_tower, self.model, self.dense)
             if method.tower == "accelerated":
-                accelerate(self.model)
+                self._accelerate()
                 undo.callback(restore, self.model)
             if method.yopo is not None:
                 undo.enter_context(install(self.model, self.yopo, method.yopo))
             yield tower
+
+    def _accelerate(self) -> None:
+        """Once; from then on with the weights that were packed then."""
+        if self._accelerated is None:
+            accelerate(self.model)
+            self._accelerated = vars(self.dense)["forward"]
+        vars(self.dense)["forward"] = self._accelerated
 
     def _make(self, kind: str) -> nn.Module:
         if kind == "masked":
