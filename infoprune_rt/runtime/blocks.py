@@ -80,6 +80,8 @@ class BlockSpec:
             if self.linear is not None:
                 raise InfopruneError(f"{where}: only a hybrid FFN has a linear part, but this {self.ffn} FFN has one")
             return
+        if shape.activation in GATED:
+            raise InfopruneError(f"{where}: a tower with gated FFNs ({shape.activation}) has no hybrid ones")
         assert self.size is not None  # checked before
         limit = min(self.size, shape.width)
         if not _whole(self.linear, 1, limit):

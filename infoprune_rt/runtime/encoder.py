@@ -104,7 +104,8 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
     @property
     def graphs(self) -> CapturedGraphs | None:
         """What ``capture_graphs`` captured; None before, and once weights have been replaced."""
-        return self._graphs
+        graphs = self._graphs
+        return graphs if graphs is not None and graphs.are_of(self.blocks) else None
 
     def capture_graphs(self, token_budgets: Sequence[int] | None = None, *, max_bytes: int = 1 << 30) -> CapturedGraphs:
         """Capture the blocks as CUDA graphs, so that small packs are one launch each; once, before serving.
@@ -116,8 +117,8 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         sizes that do not fit are left out, and told in ``left_out``.
 
         Raises:
-            InfopruneError: the tower is not on a GPU, not in half precision, its backend is not "triton", or no size
-                fits.
+            InfopruneError: the tower is not on a GPU, not in half precision or has int8 weights, its backend is not
+                "triton", or no size fits.
         """
         self._graphs = None
         if self.backend != "triton":
@@ -183,11 +184,18 @@ class CompactEncoder(PreTrainedModel):  # type: ignore[misc]  # transformers is 
         return (*states, x)
 
     def _replayed(self, x: Tensor, stream: Stream) -> Tensor | None:
+        """The blocks' output out of a graph; None where none may or can serve."""
         graphs = self._graphs
-        if graphs is None or not self._may_bypass(self.blocks, x):
+        if graphs is None or type(x) is not Tensor or torch.compiler.is_compiling() or is_watched():
+            return None
+        if torch.is_grad_enabled() and x.requires_grad:
+            return None
+        # Half a millisecond of questions, asked while the device already computes; a wrong answer is let go.
+        out = graphs.replay(x, stream)
+        if out is None or not self._may_bypass(self.blocks, x):
             return None
         if graphs.are_of(self.blocks):
-            return graphs.replay(x, stream)
+            return out
         self._graphs = None
         warnings.warn("the tower's weights were replaced; capture its graphs again", RuntimeWarning, stacklevel=2)
         return None

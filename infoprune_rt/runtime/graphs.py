@@ -65,11 +65,14 @@ class CapturedGraphs:
         """Whether the weights still lie where the graphs read them."""
         return self._made_from.lie_in(blocks)
 
+    @torch.no_grad()
     def replay(self, x: Tensor, stream: Stream) -> Tensor | None:
-        """The blocks' output (T x d) by the smallest bucket that serves; None where none does.
+        """The blocks' output (T x d) by the smallest bucket that serves; None where none does, or x is of another kind.
 
         Any thread may call it, on any stream: the buffers are one, and who comes meanwhile waits for them.
         """
+        if (x.dtype, x.device) != (self._like.dtype, self._like.device):
+            return None
         work = self._work(stream.cu_seqlens)
         items = {block_m: len(found) for block_m, found in work.items()}
         bucket = smallest(self.buckets, len(x), items, self.launch_ms)
@@ -78,6 +81,7 @@ class CapturedGraphs:
         captured = next(each for each in self._captured if each.bucket is bucket)
         with self._lock, torch.cuda.device(x.device):
             torch.cuda.current_stream().wait_event(self._free)
+            self._buffers.record_stream(torch.cuda.current_stream())
             self._buffers.load(x, {cut: work[cut] for cut in bucket.work_items}, stream.cos, stream.sin)
             captured.graph.replay()
             out = captured.out[: len(x)].clone()
@@ -102,22 +106,27 @@ class CapturedGraphs:
     def _capture_within(self, budgets: list[int], max_bytes: int) -> None:
         """Capture all budgets (the largest first) but those that do not fit into max_bytes."""
         while budgets:
-            needed = self._prepare(budgets)
-            if needed <= max_bytes:
-                self._capture_all(budgets)
-                needed = self.bytes  # what was taken in whole segments, rather than what was used of them
-            if needed <= max_bytes:
-                return
-            self.left_out.append((budgets[0], f"takes {needed / 2**20:.0f} MiB, {max_bytes / 2**20:.0f} are allowed"))
+            try:
+                needed = self._prepare(budgets)
+                if needed <= max_bytes:
+                    self._capture_all(budgets)
+                    needed = self.bytes  # what was taken in whole segments, rather than what was used of them
+                if needed <= max_bytes:
+                    return
+                why = f"takes {needed / 2**20:.0f} MiB, {max_bytes / 2**20:.0f} are allowed"
+            except torch.OutOfMemoryError:
+                why = "takes more memory than the device has left"
+            self.left_out.append((budgets[0], why))
             budgets = budgets[1:]
         smallest_budget, why = self.left_out[-1]
-        raise InfopruneError(f"no graph can be captured: even one of {smallest_budget} patches {why}; raise max_bytes")
+        raise InfopruneError(f"no graph can be captured: even one of {smallest_budget} patches {why}")
 
     def _prepare(self, budgets: list[int]) -> int:
         """Buffers for these budgets; bytes that buffers and the largest pass take. Compiles the kernels, too."""
         first: Any = self._blocks[0]
         self._captured: list[_Captured] = []
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch keeps one, of the device that came first
         cuts = {block_m for tokens in budgets for block_m in self._room(tokens)}
         room = {block_m: room_for(budgets[0], block_m) for block_m in cuts}
         head_dim = first.head_dim if self._rotary else None
@@ -137,7 +146,7 @@ class CapturedGraphs:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Other threads may go on doing what must not happen in a capture.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             out = run()
         graph.replay()
         replay_ms = statistics.median(_device_ms(graph.replay) for _ in range(_TIMED))

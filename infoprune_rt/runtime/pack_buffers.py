@@ -54,7 +54,16 @@ class PackBuffers:
             out: Tensor = blocks(self.x[:tokens], torch.tensor([0, tokens]), *tables)
         return out
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Who lets the buffers go must wait for what this stream does with them."""
+        for tensor in self._tensors:
+            tensor.record_stream(stream)
+
     @property
     def bytes(self) -> int:
         """Of all buffers."""
-        return sum(t.nbytes for t in (self.x, *self.work.values(), self.cos, self.sin) if t is not None)
+        return sum(tensor.nbytes for tensor in self._tensors)
+
+    @property
+    def _tensors(self) -> list[Tensor]:
+        return [t for t in (self.x, *self.work.values(), self.cos, self.sin) if t is not None]

@@ -95,12 +95,6 @@ def pack_grids(
         cos, sin = axial_rope(position_ids(grids, merge_size), head_dim, theta)
         return cos.to(device), sin.to(device)
 
-    if _is_traced(device):
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:  # a trace's own, nobody else's
         return Stream(bounds, *make())
     return Stream(bounds, *TABLES.get((tuple(grids), merge_size, head_dim, theta, device), make))
-
-
-def _is_traced(device: torch.device) -> bool:
-    """Whether what is made now belongs to somebody's trace or graph, and to nobody else."""
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return capturing or torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None

@@ -10,18 +10,22 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from infoprune_rt.errors import InfopruneError
+
 Tables = tuple[Tensor, Tensor]
 
 
 class RotaryCache:
     """cos and sin by what they were computed from; those that were not asked for the longest go first.
 
-    max_bytes: what all of them together may take; larger ones are made anew each time.
+    max_bytes: what all of them together may take; larger ones are made anew each time. Those that a graph of somebody
+    else's has captured do not count, and stay.
     """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._kept: OrderedDict[Hashable, Tables] = OrderedDict()
+        self._captured: dict[Hashable, Tables] = {}
         self._lock = Lock()
         if hasattr(os, "register_at_fork"):  # a child has none of the threads that might hold it
             os.register_at_fork(after_in_child=lambda: setattr(self, "_lock", Lock()))
@@ -37,6 +41,8 @@ class RotaryCache:
             found = self._kept.get(key)
             if found is not None:
                 self._kept.move_to_end(key)
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return self._for_a_graph(key, found)
         if found is None:
             with torch.inference_mode(False):  # the next caller may be outside of it
                 found = make()
@@ -46,6 +52,13 @@ class RotaryCache:
         if found[0].is_cuda:  # they may be let go while another stream still reads them
             for table in found:
                 table.record_stream(torch.cuda.current_stream(table.device))
+        return found
+
+    def _for_a_graph(self, key: Hashable, found: Tables | None) -> Tables:
+        """Somebody's graph reads them whenever it replays, so that they stay for good."""
+        if found is None:
+            raise InfopruneError("run this pack once before its launches are captured: its rotary tables are not there")
+        self._captured[key] = found
         return found
 
     def _keep(self, key: Hashable, tables: Tables) -> None:

@@ -14,6 +14,7 @@ class SeenWeights:
     def __init__(self, module: nn.Module) -> None:
         self._held = [parameter.detach() for parameter in module.parameters()]
         self._state = _state(module)
+        self._places = [each[:-1] for each in self._state]
 
     def are_those_of(self, module: nn.Module) -> bool:
         """Whether none was replaced or written to since.
@@ -25,7 +26,7 @@ class SeenWeights:
 
     def lie_in(self, module: nn.Module) -> bool:
         """Whether none was replaced; writing to them is seen by whoever reads them where they lie."""
-        return [each[:-1] for each in self._state] == [each[:-1] for each in _state(module)]
+        return self._places == [each[:-1] for each in _state(module)]
 
 
 def _state(module: nn.Module) -> list[tuple[object, ...]]:

@@ -119,6 +119,10 @@ def patch_rows(pixels: Tensor, weight: Tensor) -> Tensor:
             f"pixels of shape {tuple(pixels.shape)} are not whole patches of {weight.shape[1]} numbers each; "
             "take them from the checkpoint's own image processor"
         )
+    if pixels.device != weight.device:
+        raise InfopruneError(
+            f"the pixels are on {pixels.device}, but the tower is on {weight.device}; move one of them"
+        )
     return pixels.to(weight.dtype).reshape(-1, weight.shape[1])
 
 

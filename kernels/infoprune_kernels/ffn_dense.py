@@ -20,7 +20,7 @@ from infoprune_kernels.tiles import multiply, place_of
 GATED = "silu_gated"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _gated_kernel(
     x, weight, bias, out, tokens,
     PAIRS: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,

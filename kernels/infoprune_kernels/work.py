@@ -17,7 +17,8 @@ from torch import Tensor
 _KEPT = 128  # packs whose lists stay on a device: some KiB each
 
 _given: ContextVar[Mapping[int, Tensor] | None] = ContextVar("given_work", default=None)
-_captured: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}  # read by somebody's graph whenever it replays
+# Read by somebody's graph whenever it replays, and so never let go.
+_captured: dict[tuple[tuple[int, ...], int, torch.device], Tensor] = {}
 
 
 def attention_work(cu_seqlens: Tensor | Sequence[int], block_m: int) -> Tensor:

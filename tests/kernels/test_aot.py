@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import infoprune_kernels
 import pytest
 from infoprune_kernels.aot import Compiled, compile_all, compile_specimen, versions
 from infoprune_kernels.attention import specimens
 from infoprune_kernels.configs import tables
 from infoprune_kernels.layer_norm import specimen as layer_norm_specimen
 from infoprune_kernels.specimens import Specimen
+from triton import JITFunction
 
 ROOT = Path(__file__).parents[2]
 ROWS = json.loads((ROOT / "benchmarks" / "results" / "aot" / "kernels.json").read_text())
@@ -66,3 +69,15 @@ def attention(dim: int, **constexprs: int) -> Specimen:
 def test_each_gate_can_fail(wrong: Specimen, arch: int, told: str) -> None:
     faults = compile_specimen(wrong, arch).faults()
     assert [fault for fault in faults if re.search(told, fault)], faults
+
+
+def test_no_kernel_is_compiled_anew_for_another_number_of_tokens() -> None:
+    """Triton specialises integers on being 1 and on multiples of 16; nothing may compile inside a request."""
+    found = {}
+    for path in Path(infoprune_kernels.__file__).parent.glob("*.py"):
+        module = importlib.import_module(f"infoprune_kernels.{path.stem}")
+        for name, kernel in vars(module).items():
+            if isinstance(kernel, JITFunction) and "tokens" in kernel.arg_names:
+                found[name] = kernel.params[kernel.arg_names.index("tokens")].do_not_specialize
+    assert len(found) >= 5
+    assert all(found.values()), found

@@ -29,7 +29,7 @@ class FixedPack(nn.Module):
     def __init__(self, tower: CompactEncoder, grid_thw: Tensor) -> None:
         super().__init__()
         rows = int(grid_thw.prod(1).sum())
-        stream = pack(tower.config, grid_thw, torch.empty(rows, 0))
+        stream = pack(tower.config, grid_thw, torch.empty(rows, 0, device=next(tower.parameters()).device))
         self.tower = tower
         self.bounds = torch.tensor(stream.cu_seqlens)
         self.cos, self.sin = stream.cos, stream.sin

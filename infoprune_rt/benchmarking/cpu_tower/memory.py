@@ -27,7 +27,7 @@ def peak_bytes(name: str, case: Case) -> int | None:
 
     Weights count as weights, packed copies of them too: a pass over a very small image comes before.
     """
-    if not _RESET.exists():
+    if not can_measure():
         return None
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_measure, name, case).result()
@@ -42,6 +42,11 @@ def _measure(name: str, case: Case) -> int:
         run()
         subject.pixels, subject.grid = case.inputs()
         return growth(run)
+
+
+def can_measure() -> bool:
+    """Whether this system tells how far resident memory has peaked, and lets it begin anew (Linux)."""
+    return _RESET.exists()
 
 
 def growth(run: Callable[[], object]) -> int:

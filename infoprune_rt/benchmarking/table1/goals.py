@@ -1,4 +1,4 @@
-"""What Table 1 is expected to show, as ratios of medians to the first token."""
+"""What Table 1 is expected to show, as ratios of medians: to the first token, if not said otherwise."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from infoprune_rt.benchmarking.targets import Target
 Row = dict[str, Any]
 
 
-def speedup(row: Row, base: Row) -> float | None:
-    """How many times as fast as ``base`` a row reaches the first token; None unless both gave the right answer."""
+def speedup(row: Row, base: Row, stage: str = "first_token") -> float | None:
+    """How many times as fast as ``base`` a row does a stage; None unless both gave the right answer."""
     if not (row["checked"] and base["checked"]):
         return None
-    return float(base["first_token_p50_ms"] / row["first_token_p50_ms"])
+    return float(base[f"{stage}_p50_ms"] / row[f"{stage}_p50_ms"])
 
 
 def fastest(rows: Sequence[Row], method: str, execution: str | None = None) -> Row | None:
@@ -39,10 +39,12 @@ def goals(rows: Sequence[Row]) -> list[Target]:
             "InfoPrune, times as fast as YOPO compact": (ours, skipping),
             "InfoPrune + YOPO, times as fast as InfoPrune": (both, ours),
             "InfoPrune + YOPO, times as fast as YOPO compact": (both, skipping),
-            "dense (SDPA), times as fast as YOPO as released": (sdpa, released),
+            # Their towers are the same: only the language model can tell them apart.
+            "prefill, dense (SDPA), times as fast as YOPO as released": (sdpa, released),
         }
         for told, (row, base) in pairs.items():
-            ratio = None if row is None or base is None else speedup(row, base)
+            stage = "prefill" if told.startswith("prefill") else "first_token"
+            ratio = None if row is None or base is None else speedup(row, base, stage)
             if ratio is not None:
                 found.append(Target(f"{name}: {told}", ratio, at_least=1.0))
     return found

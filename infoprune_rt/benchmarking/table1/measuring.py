@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from infoprune_rt.benchmarking.cpu_tower.memory import growth
+from infoprune_rt.benchmarking.cpu_tower.memory import can_measure, growth
 from infoprune_rt.benchmarking.flop_trace import counted_flops
 from infoprune_rt.benchmarking.table1.checks import Check, check
 from infoprune_rt.benchmarking.table1.costs import costs
@@ -20,19 +20,22 @@ from infoprune_rt.benchmarking.table1.subject import Subject
 from infoprune_rt.benchmarking.table1.wider import in_wider
 from infoprune_rt.benchmarking.table1.workloads import Workload, pictures, prompt
 from infoprune_rt.benchmarking.timing import REST, percentiles
+from infoprune_rt.hardware import available_bytes
 
 Row = dict[str, Any]
 Step = Callable[[str], None]  # told what is about to be done
 _PREPARATIONS = 5  # preparations of the pictures that are timed
+_EAGER_BYTES = 12  # per score
 _PREPARED_AT_FIRST = ("accelerated", "compiled", "kernels")  # towers whose first pass packs weights or compiles
 
 
 def measure(
     subject: Subject, rows: Sequence[Method], work: Workload, *, new_tokens: int, rounds: int, step: Step
 ) -> list[Row]:
-    """A row for each method, in their order."""
+    """A row for each method, in their order, but for dense eager attention where its scores do not fit into memory."""
     inputs, preprocess_ms = prepare(subject, work)
     bench = _Bench(subject, inputs, new_tokens)
+    rows = [method for method in rows if method.attention == "sdpa" or _eager_fits(subject, inputs)]
     first = _first_passes(bench, rows, lambda key: step(f"{work.name}: {key}: checking"))
     times: dict[str, dict[str, list[float]]] = {method.key: {stage: [] for stage in STAGES} for method in rows}
     for number in range(rounds):
@@ -79,6 +82,14 @@ def prepare(subject: Subject, work: Workload) -> tuple[dict[str, Tensor], list[f
     return {name: value.to(device) for name, value in prompt(subject.model.config, pixels).items()}, taken
 
 
+def _eager_fits(subject: Subject, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether the tower's scores of the largest picture do: in its dtype twice, and in the softmax's float32."""
+    longest = int(inputs["image_grid_thw"][:, 1:].prod(1).max())
+    needed = subject.shape.num_heads * longest**2 * _EAGER_BYTES
+    free = available_bytes(subject.model.device)
+    return free is None or needed <= free
+
+
 class _Bench:
     """Runs rows on one prompt."""
 
@@ -108,8 +119,11 @@ class _Bench:
         counted = counted_flops(lambda: made.append(self.subject.model(**self.inputs, logits_to_keep=1).logits))
         return made[0][0, -1].double().cpu(), counted
 
-    def run_for_memory(self, method: Method) -> tuple[Pass, int]:
-        """One generation, and the bytes by which memory peaks in it above what model and towers take."""
+    def run_for_memory(self, method: Method) -> tuple[Pass, int | None]:
+        """One generation, and the bytes by which memory peaks in it above what model and towers take.
+
+        None where the system does not tell.
+        """
         device = self.subject.model.device
         made: list[Pass] = []
         with self.subject.standing(method) as tower:
@@ -117,9 +131,12 @@ class _Bench:
             def run() -> None:
                 made.append(generate(self.subject.model, tower, self.inputs, self.new_tokens))
 
-            if device.type != "cuda":
+            if device.type != "cuda" and can_measure():
                 grown = growth(run)
                 return made[0], grown
+            if device.type != "cuda":
+                run()
+                return made[0], None
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             run()
@@ -131,7 +148,7 @@ class _FirstPasses:
     """What is found out before anything is timed; counted: products, by structure."""
 
     checks: dict[str, Check] = field(default_factory=dict)
-    peak_bytes: dict[str, int] = field(default_factory=dict)
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
     counted: dict[tuple[str, str | None], int] = field(default_factory=dict)
 
 

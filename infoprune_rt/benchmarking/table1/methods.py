@@ -14,8 +14,9 @@ DENSE, YOPO, OURS, BOTH = "dense", "YOPO", "InfoPrune", "InfoPrune + YOPO"
 class Method:
     """One row. tower: which of a subject's towers stands in the model; yopo: how the language model skips, if it does.
 
-    attention: transformers' implementation, of the language model and of its own towers. reference: the row whose
-    answer this one must give, because it computes the same function in another way.
+    attention: transformers' implementation, of the language model and of its own towers; YOPO as released switches the
+    decoder, and nothing else, to eager by itself. reference: the row that computes the same function in PyTorch, by
+    whose error this one is judged.
     """
 
     name: str
@@ -41,16 +42,16 @@ class Method:
 def methods(kernels: str) -> tuple[Method, ...]:
     """All rows; kernels: the name of our backend for the device ("csrc", "triton").
 
-    Masked rows come before those that are held against them.
+    References come before the rows that are judged by them.
     """
-    eager = Method(DENSE, "whole", "eager", "dense", "eager")
-    released = Method(YOPO, "as released", "eager", "dense", "eager", "as_released")
+    dense = Method(DENSE, "whole", "sdpa", "dense")
+    released = Method(YOPO, "as released", "eager decoder", "dense", yopo="as_released")
     masked = Method(OURS, "masked", "sdpa", "masked")
-    both_masked = Method(BOTH, "masked", "eager", "masked", "eager", "as_released")
+    both_masked = Method(BOTH, "masked", "eager decoder", "masked", yopo="as_released")
     return (
-        eager,
-        Method(DENSE, "whole", "sdpa", "dense", reference=eager.key),
-        Method(DENSE, "whole", kernels, "accelerated", reference=eager.key),
+        dense,
+        Method(DENSE, "whole", "eager", "dense", "eager", reference=dense.key),
+        Method(DENSE, "whole", kernels, "accelerated", reference=dense.key),
         released,
         Method(YOPO, "compact", "sdpa", "dense", yopo="compact", reference=released.key),
         masked,

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -37,6 +38,10 @@ def page(result: dict[str, Any]) -> str:
     )
 
 
+def _name(row: Row) -> str:
+    return f"{row['method']} ({row['execution']}, {row['engine']})"
+
+
 def _embedded(figure: Figure) -> str:
     kept = io.BytesIO()
     figure.savefig(kept, format="png")
@@ -45,11 +50,12 @@ def _embedded(figure: Figure) -> str:
 
 
 def _orders(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The rows by YOPO's FLOPs, by all FLOPs and by time, least first: three orders that differ."""
+    """The right rows by YOPO's FLOPs, by all FLOPs and by time, least first."""
 
     def order(key: str) -> str:
-        named = [f"{row['method']} ({row['execution']}, {row['engine']})" for row in sorted(rows, key=lambda r: r[key])]
-        return " < ".join(named)
+        right = sorted((row for row in rows if row["checked"]), key=lambda row: float(row[key]))
+        groups = [list(group) for _, group in groupby(right, key=lambda row: float(row[key]))]
+        return " < ".join(" = ".join(_name(row) for row in group) for group in groups)
 
     names = {"flops_yopo": "by YOPO's FLOPs", "flops": "by all FLOPs", "first_token_p50_ms": "by time"}
     return [{"name": told, "order": order(key)} for key, told in names.items()]

@@ -21,8 +21,7 @@ _IN_TERMINALS = ("TFLOP", "tower ms", "prefill ms", "first token ms", "times as 
 
 def cells(row: Row, base: Row) -> list[str]:
     """One row as texts under ``HEADS``; no speed-up where an answer was wrong."""
-    ratio = speedup(row, base)
-    accuracy = row["accuracy"]
+    accuracy, peak = row["accuracy"], row["peak_bytes"]
     return [
         row["method"],
         row["execution"],
@@ -33,11 +32,25 @@ def cells(row: Row, base: Row) -> list[str]:
         f"{row['tower_p50_ms']:.0f}",
         f"{row['prefill_p50_ms']:.0f}",
         f"{row['first_token_p50_ms']:.0f}",
-        "WRONG ANSWER" if ratio is None else f"{ratio:.2f}×",
+        _times_as_fast(row, base),
         f"{row['generate_p50_ms']:.0f}",
-        f"{row['peak_bytes'] / 2**20:.0f}",
+        "–" if peak is None else f"{peak / 2**20:.0f}",
         "–" if accuracy is None else f"{accuracy['overall']:.1f}",
     ]
+
+
+def _times_as_fast(row: Row, base: Row) -> str:
+    if not row["checked"]:
+        counted = row["flops"] == row["flops_counted"]
+        return "WRONG ANSWER" if counted else "WRONG COUNT of products"
+    ratio = speedup(row, base)
+    return "–" if ratio is None else f"{ratio:.2f}×"
+
+
+def profile_table(operators: Sequence[dict[str, Any]]) -> str:
+    """The operators that take most of a pass, as Markdown."""
+    lines = [f"| {each['operator']} | {each['ms']:.0f} | {each['share']:.0%} |" for each in operators]
+    return "\n".join(("| operator | ms | share |", "| --- | ---: | ---: |", *lines)) + "\n"
 
 
 def by_workload(rows: Sequence[Row]) -> dict[str, list[Row]]:

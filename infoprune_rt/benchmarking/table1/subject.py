@@ -89,6 +89,7 @@ class Subject:
         if self._accelerated is None:
             accelerate(self.model)
             self._accelerated = vars(self.dense)["forward"]
+            self._accelerated.compact.backend = self.kernels
         vars(self.dense)["forward"] = self._accelerated
 
     def _make(self, kind: str) -> nn.Module:
