@@ -31,7 +31,7 @@ from infoprune_rt.benchmarking.cpu_tower.contenders import (
 )
 from infoprune_rt.benchmarking.cpu_tower.show import by_case, goal_cells
 from infoprune_rt.benchmarking.table1.charts import stage_bars
-from infoprune_rt.benchmarking.table1.show import by_workload, markdown
+from infoprune_rt.benchmarking.table1.show import HEADS, base_of, by_workload, cells, markdown, profile_table
 from infoprune_rt.demo.report_html import overview_figure
 from infoprune_rt.errors import InfopruneError
 from infoprune_rt.files import write_file, write_text
@@ -174,6 +174,23 @@ def table1(path: Path) -> str:
     return markdown(result) + _source(result, path)
 
 
+def table1_short(path: Path) -> str:
+    """The columns of the first workload that the README shows."""
+    result = json.loads(path.read_text())
+    first, *_ = by_workload(result["rows"]).values()
+    shown = ("TFLOP", "TFLOP as YOPO counts", "tower ms", "prefill ms", "first token ms", "times as fast")
+    found = [dict(zip(HEADS, cells(row, base_of(first)), strict=True)) for row in first]
+    body = [[f"{row['method']}, {row['execution']}, {row['engine']}", *(row[name] for name in shown)] for row in found]
+    return _table(["", *shown], body) + _source(result, path)
+
+
+def table1_profiles(path: Path) -> str:
+    """Where the time of the dense model and of YOPO as released goes."""
+    result = json.loads(path.read_text())
+    parts = [f"**{name}**\n\n{profile_table(operators)}" for name, operators in result["profiles"].items()]
+    return "\n".join(parts) + _source(result, path)
+
+
 def table1_goals(path: Path) -> str:
     """What Table 1 was expected to show, and what it shows."""
     result = json.loads(path.read_text())
@@ -204,7 +221,9 @@ TABLES: dict[str, tuple[str, Callable[[Path], str]]] = {
     **{f"ablations: {name}": ("ablations", partial(ablation, name=name)) for name in ABLATIONS},
     "table1 tiny": ("table1-tiny", table1),
     "table1 2b": ("table1-2b", table1),
+    "table1 short": ("table1-2b", table1_short),
     "table1 goals": ("table1-2b", table1_goals),
+    "table1 profiles": ("table1-2b", table1_profiles),
 }
 
 

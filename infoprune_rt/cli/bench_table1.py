@@ -45,7 +45,10 @@ def table1(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens that each generation makes.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds, in which all rows take turns.")] = 3,
     data: Annotated[
-        list[Path] | None, typer.Option(help="With --model: questions in official files, for the accuracy column.")
+        list[Path] | None,
+        typer.Option(
+            help="With --model: questions in official files. The first are scored, others choose YOPO's heads."
+        ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="The folder with the pictures that the questions name.")] = None,
     annotations: AnnotationsOption = None,
@@ -56,11 +59,12 @@ def table1(
 ) -> None:
     """Table 1: dense, YOPO and InfoPrune, masked and really skipping, in one run on the same inputs.
 
-    Every row is checked against float32 and its products against a counted trace; a row that fails gets no speed-up.
+    Every row is checked against a wider dtype, and the products of each structure against a counted trace; a row that
+    fails gets no speed-up. Eager attention of the dense tower is left out where it does not fit into memory.
     Broken off, the same command goes on after the last workload that was done. Exits with status 1 if a row is wrong.
     """
     from infoprune_rt.benchmarking.table1.building import Choice
-    from infoprune_rt.benchmarking.table1.command import chosen_workloads, questions
+    from infoprune_rt.benchmarking.table1.command import chosen_workloads, questions, result_file
     from infoprune_rt.benchmarking.table1.page import page
     from infoprune_rt.benchmarking.table1.run import Options, table1
     from infoprune_rt.benchmarking.table1.show import markdown, tables
@@ -68,12 +72,13 @@ def table1(
     from infoprune_rt.files import write_text
     from infoprune_rt.hardware import named_device
 
+    out = result_file(out)
     name = None if model is not None else preset.value
     choice = Choice(name, model, compact, yopo.value, named_device(device))
     options = Options(choice, chosen_workloads(name, workload), new_tokens, rounds)
-    dataset = questions(choice, data, images, annotations, limit)
+    asked = questions(choice, data, images, annotations, limit)
     with console.status("") as status:
-        result = table1(options, out, dataset, lambda told: status.update(told))
+        result = table1(options, out, asked, lambda told: status.update(told))
     write_text(out.with_suffix(".md"), markdown(result))
     write_text(out.with_suffix(".html"), page(result))
     for table in tables(result):

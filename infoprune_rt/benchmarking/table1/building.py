@@ -24,7 +24,9 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.evaluation.dataset import VQADataset
 from infoprune_rt.evaluation.images import tower_batches
 from infoprune_rt.evaluation.training_batches import VQABatches
+from infoprune_rt.evaluation.weight_memory import require_weight_memory
 from infoprune_rt.hardware import available_bytes, compute_dtype
+from infoprune_rt.hub import resolve_model_dir
 from infoprune_rt.model_loading import LoadedVLM, load_dense_vlm
 from infoprune_rt.plan import FFNPlan
 from infoprune_rt.pruning.head_methods import score_heads
@@ -51,14 +53,14 @@ class Choice:
     device: torch.device
 
 
-def build(choice: Choice, dataset: VQADataset | None) -> Subject:
+def build(choice: Choice, calibration: VQADataset | None) -> Subject:
     """The subject of a choice; InfopruneError before anything is loaded where it cannot fit into memory.
 
-    dataset: questions about a checkpoint, the first of which choose YOPO's heads. Without them, and where weights are
-    random, heads are dropped evenly.
+    calibration: questions about a checkpoint, which choose YOPO's heads. Without them, and where weights are random,
+    heads are dropped evenly.
     """
     if choice.preset is None:
-        return _from_checkpoints(choice, dataset)
+        return _from_checkpoints(choice, calibration)
     return _tiny(choice) if choice.preset == "tiny" else _of_published_size(choice)
 
 
@@ -133,20 +135,30 @@ def _compressed(vlm: LoadedVLM, questions: VQADataset, place: Path) -> CompactEn
     return compress(tower, adapter, plan, lambda: batches)
 
 
-def _from_checkpoints(choice: Choice, dataset: VQADataset | None) -> Subject:
+def _from_checkpoints(choice: Choice, calibration: VQADataset | None) -> Subject:
     assert choice.model is not None
     assert choice.compact is not None
+    require_weight_memory(resolve_model_dir(choice.model), choice.device)
     vlm = load_dense_vlm(choice.model, choice.device)
     if vlm.adapter.architecture != "qwen2_vl":
         raise InfopruneError(f"Table 1 knows Qwen2-VL's prompts alone, and {choice.model} is another kind of model")
     compact = CompactEncoder.from_pretrained(choice.compact, dtype=vlm.model.dtype).to(choice.device)
     if compact.plan is None:
         raise InfopruneError(f"{choice.compact} carries no plan, which says what its tower was cut from")
-    if any(block["ffn"] == "hybrid" for block in compact.config.blocks):
-        raise InfopruneError(f"{choice.compact} has hybrid FFNs, of which Table 1 has no masked form; use another mode")
+    _refuse_unmaskable(compact, choice.compact)
     compact.plan.check_tower(vlm.adapter.architecture, vlm.adapter.shape(vlm.adapter.vision_config(vlm.model.config)))
-    ratios = None if dataset is None else head_ratios(vlm.model, _prompts(vlm, dataset))
+    ratios = None if calibration is None else head_ratios(vlm.model, _prompts(vlm, calibration))
     return _subject(vlm, compact, choice, f"real ({choice.model.name})", ratios)
+
+
+def _refuse_unmaskable(compact: CompactEncoder, place: Path) -> None:
+    """What no masked dense tower can compute."""
+    for block in compact.config.blocks:
+        odd = {"hybrid FFNs": block["ffn"] == "hybrid"}
+        odd |= {"int8 weights": block.get("quantize"), "another activation": block.get("activation")}
+        found = next((what for what, there in odd.items() if there), None)
+        if found is not None:
+            raise InfopruneError(f"{place} has {found}, of which Table 1 has no masked form; compress it without")
 
 
 def _subject(vlm: LoadedVLM, compact: CompactEncoder, choice: Choice, weights: str, ratios: Any) -> Subject:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +17,6 @@ from infoprune_rt.benchmarking.table1.subject import Subject
 from infoprune_rt.benchmarking.table1.workloads import Workload
 
 _SHOWN = 8
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own words are not for users
 
 
 def profiles(subject: Subject, rows: Sequence[Method], work: Workload, step: Step) -> dict[str, list[dict[str, Any]]]:
@@ -32,10 +33,24 @@ def profiles(subject: Subject, rows: Sequence[Method], work: Workload, step: Ste
 
 def _profile(run: Any, device: torch.device) -> list[dict[str, Any]]:
     gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as seen:
+    with _silent(), profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as seen:
         run()
     key = "self_device_time_total" if gpu else "self_cpu_time_total"
     spent = {event.key: getattr(event, key) / 1000 for event in seen.key_averages()}
     total = sum(spent.values())
     longest = sorted(spent, key=spent.__getitem__, reverse=True)[:_SHOWN]
     return [{"operator": name, "ms": round(spent[name], 2), "share": round(spent[name] / total, 4)} for name in longest]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """The profiler writes notes of its own to standard error, past Python."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

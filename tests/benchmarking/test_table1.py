@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_subject import WORK, subject
+from ablation_subjects import save_small_vlm
+from table1_subject import WORK, subject
 
 from infoprune_rt.benchmarking.table1.building import Choice, require_memory
 from infoprune_rt.benchmarking.table1.checks import check
-from infoprune_rt.benchmarking.table1.command import chosen_workloads, questions
+from infoprune_rt.benchmarking.table1.command import Questions, chosen_workloads, questions, result_file
 from infoprune_rt.benchmarking.table1.costs import costs
 from infoprune_rt.benchmarking.table1.goals import goals, speedup
 from infoprune_rt.benchmarking.table1.masked import masked_tower
@@ -23,10 +24,14 @@ from infoprune_rt.benchmarking.table1.page import page
 from infoprune_rt.benchmarking.table1.paper import PRINTED
 from infoprune_rt.benchmarking.table1.presets import bytes_of, published_config
 from infoprune_rt.benchmarking.table1.profiling import profiles
-from infoprune_rt.benchmarking.table1.run import Options, _Kept
+from infoprune_rt.benchmarking.table1.run import Options, _Kept, table1
 from infoprune_rt.benchmarking.table1.show import HEADS, base_of, cells, markdown, tables
 from infoprune_rt.benchmarking.table1.wider import in_wider
+from infoprune_rt.compression import compress_checkpoint, make_plan
+from infoprune_rt.demo.handwriting import write_handwriting
 from infoprune_rt.errors import InfopruneError
+from infoprune_rt.model_loading import calibration_batches, describe_source
+from infoprune_rt.plan import FFNPlan
 
 FIELDS = (
     "method execution engine workload parameters flops flops_yopo tower_p50_ms prefill_p50_ms first_token_p50_ms "
@@ -165,13 +170,14 @@ def options(**changes: Any) -> Options:
 
 def test_a_run_goes_on_with_the_workloads_that_are_missing(tmp_path: Path) -> None:
     path = tmp_path / "table1.json.partial"
-    _Kept(path, options()).add("coco", [{"method": "dense"}])
-    assert _Kept(path, options()).rows == {"coco": [{"method": "dense"}]}
-    with pytest.raises(InfopruneError, match="left by a run with other options; give the same ones"):
-        _Kept(path, options(rounds=5))
-    path.write_text('{"options": ')
-    with pytest.raises(InfopruneError, match="not what an interrupted run leaves; remove it"):
-        _Kept(path, options())
+    _Kept(path, options().to_dict()).add("coco", [{"method": "dense"}])
+    assert _Kept(path, options().to_dict()).rows == {"coco": [{"method": "dense"}]}
+    with pytest.raises(InfopruneError, match="other options, models or questions; give the same ones"):
+        _Kept(path, options(rounds=5).to_dict())
+    for torn in ('{"run": ', "[]", '{"rows": {}}'):
+        path.write_text(torn)
+        with pytest.raises(InfopruneError, match="not what an interrupted run leaves; remove it"):
+            _Kept(path, options().to_dict())
 
 
 def test_workloads_and_questions_are_made_sure_of_first(tmp_path: Path) -> None:
@@ -189,7 +195,9 @@ def test_workloads_and_questions_are_made_sure_of_first(tmp_path: Path) -> None:
         questions(Choice(None, tmp_path, None, "nominal_25", cpu), None, None, None, 10)
     with pytest.raises(InfopruneError, match="--data needs --model"):
         questions(Choice("2b", None, None, "nominal_25", cpu), [tmp_path], tmp_path, None, 10)
-    assert questions(Choice("2b", None, None, "nominal_25", cpu), None, None, None, 10) is None
+    with pytest.raises(InfopruneError, match="--images and --annotations belong to --data"):
+        questions(Choice("2b", None, None, "nominal_25", cpu), None, tmp_path, None, 10)
+    assert questions(Choice("2b", None, None, "nominal_25", cpu), None, None, None, 10) == Questions()
 
 
 def test_flops_at_the_published_size_are_the_published_formula() -> None:
@@ -207,3 +215,53 @@ def test_flops_at_the_published_size_are_the_published_formula() -> None:
     n, t = 1564, 391 + text
     head = 2 * 3584 * 152064
     assert found.flops - head == pytest.approx(1.284e9 * n + 163840 * n**2 + 13.05e9 * t + 401408 * t**2, rel=2e-3)
+
+
+class _BrokenOffError(Exception):
+    """As a kill would."""
+
+
+def test_a_checkpoint_from_end_to_end_and_broken_off_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved model, what compress makes of it, and questions in official files; stopped after the first workload."""
+    save_small_vlm(tmp_path / "dense")
+    source = describe_source(tmp_path / "dense")
+    plan = make_plan(source.architecture, source.shape, ffn=FFNPlan(mode="rrr", size=16), refit=False, sequential=False)
+    write_handwriting(tmp_path / "data", "test", 2, seed=2)
+    batches = calibration_batches(source, tmp_path / "data" / "images", 2, 2, "refuse")
+    compress_checkpoint(tmp_path / "dense", tmp_path / "compact", plan, batches)
+    choice = Choice(None, tmp_path / "dense", tmp_path / "compact", "nominal_25", torch.device("cpu"))
+    asked = questions(choice, [tmp_path / "data" / "gqa_handwriting_questions.json"], tmp_path / "data/images", None, 3)
+    assert asked.scored is not None
+    assert asked.calibration is not None
+    wanted = Options(choice, ("coco", "mixed"), new_tokens=2, rounds=1)
+    measured: list[str] = []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if measured and measured[-1] == "stop":
+            raise _BrokenOffError
+        measured.append("stop" if not measured else args[2].name)
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr("infoprune_rt.benchmarking.table1.run.measure", once)
+    out = tmp_path / "table1.json"
+    with pytest.raises(_BrokenOffError):
+        table1(wanted, out, asked, quiet)
+    assert not out.exists()
+    with pytest.raises(InfopruneError, match="other options, models or questions"):
+        table1(wanted, out, Questions(), quiet)
+    measured[:] = ["go on"]
+    result = table1(wanted, out, asked, quiet)
+    assert measured == ["go on", "mixed"]
+    assert [path.name for path in tmp_path.glob("table1*")] == ["table1.json"]
+    assert result == json.loads(out.read_text())
+    assert result["sound"]
+    assert len(result["rows"]) == 2 * len(ROWS)
+    scored = {row["engine"]: row["accuracy"] for row in result["rows"]}
+    assert scored.pop("torch.compile") is None
+    assert all(0 <= accuracy["overall"] <= 100 for accuracy in scored.values())
+
+
+def test_a_result_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for wrong in (tmp_path / "table1.md", tmp_path):
+        with pytest.raises(InfopruneError, match="must be a file that ends in"):
+            result_file(wrong)
