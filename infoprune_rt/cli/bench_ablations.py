@@ -58,8 +58,8 @@ def ablations(
     work: Annotated[
         Path | None,
         typer.Option(
-            help="What is measured and learnt on the way: the same command goes on there, and clears it when done. "
-            "Default runs/ablations, with --quick runs/ablations-quick."
+            help="A directory of its own for what is measured and learnt on the way: the same command goes on there, "
+            "and clears it when done. Default runs/ablations, with --quick runs/ablations-quick."
         ),
     ] = None,
     out: Annotated[Path, typer.Option("--json", help="The result file; its pictures lie beside it.")] = Path(
@@ -92,7 +92,9 @@ def ablations(
     from infoprune_rt.benchmarking.ablations.run import run_ablations
     from infoprune_rt.benchmarking.ablations.subject import Subject
     from infoprune_rt.demo.tiny_vlm import SHIPPED
+    from infoprune_rt.evaluation.weight_memory import require_weight_memory
     from infoprune_rt.hardware import auto_device
+    from infoprune_rt.hub import resolve_model_dir
     from infoprune_rt.model_loading import load_dense_vlm
 
     given: dict[str, Any] = {"seeds": seeds, "calibration_pictures": max_images, "micro_batch": micro_batch}
@@ -104,6 +106,7 @@ def ablations(
     base = Options().quick() if quick else Options()
     options = replace(base, **{name: value for name, value in given.items() if value is not None})
     place = work or Path("runs/ablations-quick" if quick else "runs/ablations")
+    device = auto_device()
     learn, test = (data, annotations, images), (test_data, test_annotations, test_images)
     with tempfile.TemporaryDirectory(prefix="infoprune-ablations-") as folder:
         if model is None:
@@ -111,7 +114,8 @@ def ablations(
             found = handwriting_data(Path(folder), scenes or (_QUICK_SCENES if quick else _SCENES))
         else:
             found = _own_data(learn, test, limit, scenes)
-        vlm = load_dense_vlm(model or SHIPPED, auto_device())
+            require_weight_memory(resolve_model_dir(model), device)
+        vlm = load_dense_vlm(model or SHIPPED, device)
         result = run_ablations(Subject(model or MODEL_NAME, vlm, found, options, place), out, say)
     _show(result)
     say(f"written to {out}")
@@ -126,10 +130,14 @@ def _refuse_strays(*for_a_model: object) -> None:
 
 def _own_data(learn: _Files, test: _Files, limit: int | None, scenes: int | None) -> Data:
     from infoprune_rt.benchmarking.ablations.subject import Data
+    from infoprune_rt.evaluation.image_folder import require_images
 
     if scenes is not None:
         raise InfopruneError("--scenes counts scenes drawn for the tiny VLM; with --model use --limit")
-    return Data(_read(learn, "--"), _read(test, "--test-")[:limit])
+    found = Data(_read(learn, "--"), _read(test, "--test-")[:limit])
+    for questions in (found.calibration, found.test):
+        require_images(questions.image_paths, None)
+    return found
 
 
 def _read(files: _Files, prefix: str) -> VQADataset:

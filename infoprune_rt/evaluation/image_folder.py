@@ -32,14 +32,17 @@ class ImageFolder:
         return self.directory / found
 
 
-def require_images(paths: Sequence[Path], on_corrupt: OnCorrupt) -> None:
-    """Refuse pictures that are not there, by number and first names; some may be, where they are to be skipped."""
+def require_images(paths: Sequence[Path], on_corrupt: OnCorrupt | None) -> None:
+    """Refuse pictures that are not there, by number and first names; some may be, where they are to be skipped.
+
+    on_corrupt: None where a command cannot skip any, so that none is told to.
+    """
     there = {path for folder in {path.parent for path in paths} for path in folder.iterdir()}
     missing = [path for path in paths if path not in there]
     if not missing or (on_corrupt == "skip" and len(missing) < len(paths)):
         return
     names = ", ".join(path.name for path in missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-    rest = "" if len(missing) == len(paths) else ", or skip them (--on-corrupt skip)"
+    rest = "" if on_corrupt is None or len(missing) == len(paths) else ", or skip them (--on-corrupt skip)"
     raise InfopruneError(
         f"{missing[0].parent} lacks {len(missing)} of the {len(paths)} pictures that the questions name: {names}; "
         f"complete the folder ({WHERE_IMAGES}){rest}"

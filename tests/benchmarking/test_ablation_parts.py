@@ -17,11 +17,12 @@ from infoprune_rt.benchmarking.ablations.epsilon import knee
 from infoprune_rt.benchmarking.ablations.following import euler_residual
 from infoprune_rt.benchmarking.ablations.intervals import estimate
 from infoprune_rt.benchmarking.ablations.jobs import Cost, Job, Rates
+from infoprune_rt.benchmarking.ablations.objectives import BOTH_ALONE, KS_ALONE, PAPER, TASK_KS
 from infoprune_rt.benchmarking.ablations.options import Options
 from infoprune_rt.benchmarking.ablations.styles import PLAIN, STYLES, restyled
 from infoprune_rt.benchmarking.ablations.subject import by_type, type_of
 from infoprune_rt.benchmarking.ablations.summary import lead
-from infoprune_rt.benchmarking.ablations.verdicts import judged
+from infoprune_rt.benchmarking.ablations.verdicts import judged, verdicts
 from infoprune_rt.benchmarking.ablations.work_file import WorkFile
 from infoprune_rt.demo.handwriting import read_handwriting, write_handwriting
 from infoprune_rt.errors import InfopruneError
@@ -75,14 +76,14 @@ def test_more_seeds_of_the_same_spread_give_a_narrower_interval(values: list[flo
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ([1.0, 1.1, 1.2], "holds here"),
-        ([-1.0, -1.1, -1.2], "the reverse"),
-        ([1.0, -1.0, 3.0], "not decided by 3"),
-        ([5.0], "one seed"),
+        ([1.0, 1.1, 1.2], "holds over 3 seeds of learning, on these test questions"),
+        ([-1.0, -1.1, -1.2], "the reverse holds over 3 seeds of learning, on these test questions"),
+        ([1.0, -1.0, 3.0], "not decided by 3 seeds of learning"),
+        ([5.0], "not decided: one seed has no interval"),
     ],
 )
 def test_a_lead_is_judged_by_its_interval(values: list[float], says: str) -> None:
-    assert says in judged(estimate(values))
+    assert judged(estimate(values)) == says
 
 
 def _row(seed: int | None, overall: float) -> dict[str, object]:
@@ -98,6 +99,19 @@ def test_leads_are_paired_by_seed() -> None:
     assert against_one is not None
     assert (against_one.mean, against_one.n) == (0.0, 2)
     assert lead(better, []) is None
+
+
+def test_erank_is_judged_between_losses_that_differ_in_it_alone() -> None:
+    scores = {PAPER: 90.0, TASK_KS: 89.0, BOTH_ALONE: 70.0, KS_ALONE: 67.0}
+    rows = [
+        {"group": "heads", "name": way, "removed": 0.5, "refit": False, "parameters_left": 0.8, **_row(seed, overall)}
+        for way, overall in scores.items()
+        for seed in range(3)
+    ]
+    found = [(claim, told) for claim, told, _ in verdicts(rows) if claim.startswith("Table 2")]
+    with_task, without = f"({PAPER} against {TASK_KS})", f"({BOTH_ALONE} against {KS_ALONE})"
+    assert [claim.endswith(end) for (claim, _), end in zip(found, (with_task, without), strict=True)] == [True, True]
+    assert [told.split(" points")[0] for _, told in found] == ["1.0 ± 0.0", "3.0 ± 0.0"]
 
 
 # -- the work file
@@ -123,10 +137,21 @@ def test_other_options_and_other_files_are_refused(tmp_path: Path) -> None:
         WorkFile(path, {"steps": 4})
     with pytest.raises(InfopruneError, match="another scenes"):
         WorkFile(path, {"steps": 3, "scenes": 7})
-    for text, said in (('{"a": 1}\n', "no work file"), ("nonsense\n", "is damaged"), ("", "no work file")):
+    head, row = '{"identity": {"steps": 3}}\n', '{"key": "k", "row": {}}\n'
+    for text, said in (
+        ('{"a": 1}\n', "no work file"),
+        ('["identity"]\n', "no work file"),
+        ("", "no work file"),
+        ("nonsense\n", "is damaged"),
+        (head + row + '{"row": {"value": 1}}\n', r"is damaged \(line 3 is no row with its key\); delete it"),
+        (head + '["key", "row"]\n' + row, "line 2 is no row"),
+        (head + '{"key": "k", "row": 7}\n', "line 2 is no row"),
+        (head + '{"key": ["k"], "row": {}}\n', "line 2 is no row"),
+    ):
         path.write_text(text)
         with pytest.raises(InfopruneError, match=said):
             WorkFile(path, {"steps": 3})
+        assert path.read_text() == text
 
 
 def test_a_row_that_is_no_json_is_not_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ablation_subjects import BLOCKS, HEADS, SCENES, SMALL, draw_scenes, save_small_vlm
 
+from infoprune_rt import model_loading
 from infoprune_rt.benchmarking.ablations import objectives
 from infoprune_rt.benchmarking.ablations.captions import caption
 from infoprune_rt.benchmarking.ablations.figures import FIGURES, figure_path
@@ -21,7 +22,9 @@ from infoprune_rt.benchmarking.ablations.tables import TABLES
 from infoprune_rt.benchmarking.ablations.verdicts import verdicts
 from infoprune_rt.benchmarking.ablations.work_file import WorkFile
 from infoprune_rt.cli import main
+from infoprune_rt.evaluation import weight_memory
 from infoprune_rt.pruning import head_training
+from infoprune_rt.pruning.head_training import SCORES
 
 TOP = {"date", "command", "environment", "model", "questions", "pictures", "options", "rows"}
 MEASURED = {"group", "name", "accuracy", "types", "parameters_left", "heads_per_block", "ffn_per_block"}
@@ -40,6 +43,7 @@ class Run:
     name: str  # of the model
     measured: list[str] = field(default_factory=list)  # by all calls, in order
     learnt: list[str] = field(default_factory=list)
+    outlived: list[Path] = field(default_factory=list)  # of what lay in the work folder without rows
 
     @property
     def result(self) -> dict[str, Any]:
@@ -54,6 +58,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     model, work = folder / "model", folder / "work"
     run = Run(folder / "out" / "result.json", str(model))
     save_small_vlm(model)
+    strangers = [work / "heads" / "plain" / "random-0" / SCORES, work / "pictures" / "test-noisy" / "0.png"]
+    for file in strangers:  # left by a run whose rows were deleted
+        file.parent.mkdir(parents=True)
+        file.touch()
     words = ["bench", "ablations", "--quick", "--model", str(model), *draw_scenes(folder)]
     words += ["--json", str(run.path), "--work", str(work)]
     keep, measure, score = WorkFile.append, Subject.measured, objectives.score_heads
@@ -81,6 +89,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             with pytest.raises(StoppedError):
                 main(words)
         assert not run.path.exists()
+        run.outlived = [file for file in strangers if file.exists()]
         for more, status in ((["--seeds", "2"], 2), ([], 0)):
             with pytest.raises(SystemExit) as end:
                 main([*words, *more])
@@ -94,6 +103,11 @@ def test_no_row_is_measured_twice_and_no_score_learnt_twice(run: Run) -> None:
     assert len(run.measured) == len(with_tower) + 1  # the one that was stopped before it was kept
     # All ways but those that drive alone, and the paper's objective on two other styles.
     assert len(run.learnt) == len(set(run.learnt)) == 7 + 2
+
+
+def test_scores_and_pictures_without_rows_are_not_used(run: Run) -> None:
+    assert run.outlived == []
+    assert sum(way.startswith("random ") for way in run.learnt) == 1
 
 
 def test_the_file_holds_every_row_with_the_settings_it_was_measured_by(run: Run) -> None:
@@ -163,6 +177,36 @@ def test_options_that_do_not_go_together_are_refused_before_anything_is_loaded(
         main(["bench", "ablations", *words])
     assert end.value.code == 2
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_missing_pictures_are_told_before_anything_is_loaded(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_loading, "load_dense_vlm", lambda *_: pytest.fail("the model was loaded"))
+    save_small_vlm(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), *draw_scenes(tmp_path), "--work", str(tmp_path / "work")]
+    lost = max((tmp_path / which / "images").iterdir())
+    lost.unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "ablations", *words])
+    told = " ".join(capfd.readouterr().err.split())
+    assert end.value.code == 2
+    assert f"{lost.parent} lacks 1 of the {SCENES} pictures that the questions name: " in told
+    assert "--on-corrupt" not in told  # evaluate's option; there is none here
+    assert not (tmp_path / "work").exists()
+
+
+def test_weights_that_do_not_fit_are_told_before_they_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(model_loading, "load_dense_vlm", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(weight_memory, "available_bytes", lambda _: 1000)
+    save_small_vlm(tmp_path / "model")
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "ablations", "--model", str(tmp_path / "model"), *draw_scenes(tmp_path)])
+    assert end.value.code == 2
+    assert "but only 0.00 GiB are available" in " ".join(capfd.readouterr().err.split())
 
 
 def test_help_says_what_is_measured(capfd: pytest.CaptureFixture[str]) -> None:

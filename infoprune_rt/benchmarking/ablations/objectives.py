@@ -23,8 +23,12 @@ WITH_TASK: dict[str, tuple[bool, bool]] = {  # whether eRank, whether KS
     TASK_KS: (False, True),
     TASK: (False, False),
 }
-ERANK_ALONE, KS_ALONE = "eRank alone", "KS alone"
-ALONE = {ERANK_ALONE: Drive({"erank": 1.0}, jitter=0.1), KS_ALONE: Drive({"ks": 1.0}, jitter=0.1)}
+BOTH_ALONE, ERANK_ALONE, KS_ALONE = "eRank + KS alone", "eRank alone", "KS alone"
+ALONE = {
+    BOTH_ALONE: Drive({"erank": 1.0, "ks": 1.0}, jitter=0.1),
+    ERANK_ALONE: Drive({"erank": 1.0}, jitter=0.1),
+    KS_ALONE: Drive({"ks": 1.0}, jitter=0.1),
+}
 MICHEL, MAGNITUDE, RANDOM = "Michel's gradient", "magnitude", "random"
 CONTROLS: dict[str, ScoreMethod] = {MICHEL: "michel", MAGNITUDE: "magnitude", RANDOM: "random"}
 WAYS = (*WITH_TASK, *ALONE, *CONTROLS)
@@ -70,7 +74,7 @@ def scores(subject: Subject, way: str, seed: int, batches: VQABatches | None = N
 
 
 def _alone(subject: Subject, way: str, seed: int, folder: Path) -> HeadScores:
-    """By one information term without the task loss; no answer is read."""
+    """By information terms without the task loss; no answer is read."""
     trace = follow(subject, ALONE[way], steps=subject.options.steps, seed=seed, task_every=None)
     settings = {**asdict(ALONE[way]), "steps": subject.options.steps, "seed": seed}
     found = HeadScores.of("zeta", subject.vlm.adapter.architecture, trace.zeta, settings=settings)

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFo
 from infoprune_rt.benchmarking.ablations import epsilon, question_types, shift
 from infoprune_rt.benchmarking.ablations.following import TERMS
 from infoprune_rt.benchmarking.ablations.objectives import (
+    BOTH_ALONE,
     ERANK_ALONE,
     KS_ALONE,
     MAGNITUDE,
@@ -28,11 +29,12 @@ from infoprune_rt.benchmarking.ablations.work_file import Row
 Style = dict[str, Any]
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0067a8", "#d1742f", "#3c8d40", "#b3262e", "#7a4fa3"
 BLACK, GREY, PALE = "#333333", "#8b949e", "#c2c8ce"
-WAYS: dict[str, Style] = {  # the paper's objective stands out, controls are dashed
+WAYS: dict[str, Style] = {  # the paper's objective stands out, dotted is without the task loss, dashed are controls
     PAPER: {"color": BLUE, "lw": 2.4, "marker": "o", "zorder": 5},
     TASK_ERANK: {"color": GREEN, "marker": "s"},
     TASK_KS: {"color": ORANGE, "marker": "D"},
     TASK: {"color": PURPLE, "marker": "^"},
+    BOTH_ALONE: {"color": BLUE, "ls": ":", "marker": "o"},
     ERANK_ALONE: {"color": GREEN, "ls": ":", "marker": "s"},
     KS_ALONE: {"color": ORANGE, "ls": ":", "marker": "D"},
     MICHEL: {"color": BLACK, "ls": "--", "marker": "x"},
@@ -55,12 +57,12 @@ DODGE = 0.006  # of the share removed: intervals of different ways do not hide e
 
 def plot_heads(figure: Figure, rows: list[Row]) -> None:
     """A row of panels without refit, one with; a column per family."""
-    shown = families(rows)
+    shown, ways = families(rows), values(rows, "name")
     grid = figure.subplots(2, len(shown), sharex=True, sharey="col", squeeze=False)
     for line, refit in zip(grid, (False, True), strict=True):
         for axes, (family, title) in zip(line, shown.items(), strict=True):
-            for i, way in enumerate(values(rows, "name")):
-                _curve(axes, select(rows, name=way, refit=refit), family, way, (i - 4) * DODGE)
+            for i, way in enumerate(ways):
+                _curve(axes, select(rows, name=way, refit=refit), family, way, (i - (len(ways) - 1) / 2) * DODGE)
             axes.set_title(f"{title}{', refit' if refit else ''}")
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.set_xticks(values(rows, "removed"))
@@ -70,7 +72,7 @@ def plot_heads(figure: Figure, rows: list[Row]) -> None:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy, %")
     figure.legend(
-        *grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=9, frameon=False, fontsize=9
+        *grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(ways), frameon=False, fontsize=9
     )
 
 

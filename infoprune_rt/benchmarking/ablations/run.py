@@ -32,6 +32,8 @@ def run_ablations(subject: Subject, path: Path, say: Say) -> dict[str, Any]:
     """
     _require_place(path)
     began = datetime.now(UTC)
+    if not (subject.work / ROWS).exists():
+        _forget(subject)
     work = WorkFile(subject.work / ROWS, {**subject.options.identity(), **subject.identity()})
     jobs = [job for study in STUDIES for job in study.jobs(subject)]
     missing = [job for job in jobs if work.row(job.key) is None]
@@ -76,7 +78,12 @@ def _measure(jobs: list[Job], work: WorkFile) -> None:
 def _clear(subject: Subject) -> None:
     """A finished run has nothing to go on with; the next one measures anew. Other files are let alone."""
     (subject.work / ROWS).unlink()
-    for folder in (subject.learnt, subject.pictures):
-        shutil.rmtree(folder, ignore_errors=True)
+    _forget(subject)
     if not any(subject.work.iterdir()):
         subject.work.rmdir()
+
+
+def _forget(subject: Subject) -> None:
+    """Only the file of rows says by which options scores were learnt and pictures drawn: none outlives it."""
+    for folder in (subject.learnt, subject.pictures):
+        shutil.rmtree(folder, ignore_errors=True)

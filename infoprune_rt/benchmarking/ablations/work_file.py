@@ -26,8 +26,13 @@ class WorkFile:
             write_text(path, json.dumps({"identity": identity}) + "\n")
             return
         head, *lines = self._whole_lines()
-        self._check(head.get("identity"), json.loads(json.dumps(identity)))
-        self._rows = {line["key"]: line["row"] for line in lines}
+        self._check(head.get("identity") if isinstance(head, dict) else None, json.loads(json.dumps(identity)))
+        for number, line in enumerate(lines, 2):
+            match line:
+                case {"key": str(key), "row": dict(row)}:
+                    self._rows[key] = row
+                case _:
+                    raise self._damaged(f"line {number} is no row with its key")
 
     def row(self, key: Mapping[str, Any]) -> Row | None:
         """The row measured under this key, if it was."""
@@ -42,7 +47,7 @@ class WorkFile:
             os.fsync(file.fileno())
         self._rows[_name(key)] = row
 
-    def _whole_lines(self) -> list[dict[str, Any]]:
+    def _whole_lines(self) -> list[Any]:
         """All lines; the torn last one of a killed run is cut off."""
         text = self.path.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
@@ -51,7 +56,10 @@ class WorkFile:
         try:
             return [json.loads(line) for line in whole.splitlines()] or [{}]
         except ValueError as error:
-            raise InfopruneError(f"{self.path} is damaged ({error}); delete it to measure anew") from error
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, how: str) -> InfopruneError:
+        return InfopruneError(f"{self.path} is damaged ({how}); delete it to measure anew")
 
     def _check(self, theirs: Any, ours: dict[str, Any]) -> None:
         if not isinstance(theirs, dict):
