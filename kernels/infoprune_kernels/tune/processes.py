@@ -112,14 +112,14 @@ class Supervisor:
         patience: float = PATIENCE,
         until: float = math.inf,
     ) -> None:
-        self._child, self._say, self._patience, self._until = child, say, patience, until
+        self._child, self._say, self._patience, self.until = child, say, patience, until
         self._timed: list[Timed] = []
         self._wrong: set[Choice] = set()
 
     def measure(self, tasks: Sequence[Task]) -> list[Timed]:
         """Measure these, too; returns the times so far of those choices that were wrong for no problem."""
         left = list(tasks)
-        while left and time.monotonic() < self._until:
+        while left and time.monotonic() < self.until:
             left = [replace(task, choices=tuple(c for c in task.choices if c not in self._wrong)) for task in left]
             if not self._one_process(left):
                 break
@@ -139,7 +139,7 @@ class Supervisor:
             if isinstance(message, _Ended):
                 if not left:
                     break  # all was said
-                reason = message.reason if trying else f"the process that measures {message.reason} before any kernel"
+                reason = message.reason + ("" if trying else " before it tried a kernel")
                 message = Dropped(left[0].problem, trying, reason, wrong=trying is not None)
             else:
                 spoke = True
@@ -161,7 +161,7 @@ class Supervisor:
         sender.close()
         patience = max(SLOW, self._patience)
         try:
-            while receiver.poll(max(0.0, min(patience, self._until - time.monotonic()))):
+            while receiver.poll(max(0.0, min(patience, self.until - time.monotonic()))):
                 message = receiver.recv()
                 if message is None:
                     return
@@ -169,7 +169,7 @@ class Supervisor:
                 if isinstance(message, _Ended):
                     return
                 patience = self._patience
-            if time.monotonic() < self._until:
+            if time.monotonic() < self.until:
                 yield _Ended(f"said nothing for {patience:.0f} s")
         except EOFError:
             process.join()
