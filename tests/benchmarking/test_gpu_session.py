@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,21 +114,21 @@ def test_a_step_without_time_tells_what_it_has_and_never_what_an_earlier_one_had
     assert found == [("failed", f"ended after 3 s, unfinished: {told}; see {tmp_path / 'logs' / 'slow.log'}")]
 
 
-def test_an_interrupted_pytest_leaves_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hurry(monkeypatch)
-    tests, junit = tmp_path / "test_slow.py", tmp_path / "junit.xml"
+def test_an_interrupted_pytest_leaves_its_report(tmp_path: Path) -> None:
+    tests, junit, began = tmp_path / "test_slow.py", tmp_path / "junit.xml", tmp_path / "began"
     tests.write_text(
-        "import signal, time\n"
+        "import pathlib, signal, time\n"
         "def test_quick():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "def test_slow():\n    time.sleep(600)\n"
+        f"def test_slow():\n    pathlib.Path({str(began)!r}).touch()\n    time.sleep(600)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    command += [f"--junitxml={junit}", str(tests)]
-    slow = Step("slow", 15, lambda left: command, partial(pytest_verdict, junit), report=junit)
-    monkeypatch.setattr("infoprune_rt.benchmarking.gpu.session.FAREWELL", 5)
-    _, found, _ = run(tmp_path, [slow])
-    assert found[0][0] == "failed"
-    assert "unfinished: 1 passed" in found[0][1]
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), f"--junitxml={junit}"]
+    process = subprocess.Popen([*command, str(tests)], stdout=subprocess.DEVNULL, start_new_session=True)
+    while not began.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    told = "2 passed, 0 skipped, 0 failed, counting the one that was interrupted as passed"
+    assert pytest_verdict(junit, process.wait(60), "") == Verdict("failed", told)
 
 
 def test_the_time_suffices_for_the_benchmarks_however_slow_the_others_are(tmp_path: Path) -> None:
