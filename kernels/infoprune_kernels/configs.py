@@ -63,7 +63,7 @@ class ConfigTable:
     """The rules of one kind of device, by kernel.
 
     devices: parts of device names; of a measured table, full names. shared_bytes: what one block may have there.
-    provenance: of a measured table, date, command, versions, clocks and margin, as ``tune`` wrote them.
+    provenance: of a measured table, date, command, versions, highest clocks, margin, and what was not measured.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -195,6 +196,25 @@ def test_what_takes_too_long_is_ended_in_its_midst() -> None:
         time.sleep(60)
     with budget.ended_after(100, "nothing"):
         pass
+
+
+def test_what_swallows_the_end_of_its_time_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "AGAIN", 0.1)
+    before, swallowed = signal.getsignal(signal.SIGALRM), []
+
+    def compiling() -> None:
+        for _ in range(2):
+            try:
+                time.sleep(60)
+            except InfopruneError as error:
+                swallowed.append(error)
+        time.sleep(60)
+
+    with pytest.raises(InfopruneError, match="compiling did not end"), budget.ended_after(0.05, "compiling"):
+        compiling()
+    assert len(swallowed) == 2
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 @without_gpu

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from infoprune_rt.benchmarking.gpu import device
 from infoprune_rt.benchmarking.gpu.sanitizer import DONE, find_sanitizer, sanitizer_command, sanitizer_verdict
-from infoprune_rt.benchmarking.gpu.session import Session, Step, all_steps, benchmark_verdict, pytest_verdict
+from infoprune_rt.benchmarking.gpu.session import (
+    LEAST,
+    SECONDS,
+    Session,
+    Step,
+    all_steps,
+    allotted,
+    benchmark_verdict,
+    pytest_verdict,
+    tuning_verdict,
+)
 from infoprune_rt.benchmarking.gpu.show import notes, rows_table, steps_table
 from infoprune_rt.benchmarking.gpu.verdict import Verdict
 
@@ -52,20 +65,86 @@ def test_a_failed_step_does_not_keep_others_from_running(tmp_path: Path) -> None
     assert run(tmp_path, steps[1:])[0]
 
 
-def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of seconds are begun, and interrupted a second before their end."""
     monkeypatch.setattr("infoprune_rt.benchmarking.gpu.session.LEAST", 0)
+    monkeypatch.setattr("infoprune_rt.benchmarking.gpu.session.FAREWELL", 1)
+
+
+def test_a_step_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
     child = "import subprocess, sys; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
     sound, found, _ = run(tmp_path, [step("hangs", child, seconds=3), step("next", "print('on')")])
     assert not sound
     assert [status for status, _ in found] == ["failed", "passed"]
     assert "unfinished" in found[0][1]
-    pid = int((tmp_path / "logs" / "hangs.log").read_text())
+    pid = int((tmp_path / "logs" / "hangs.log").read_text().split()[0])
     for _ in range(100):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":
             return
         time.sleep(0.05)
     pytest.fail("its child goes on")
+
+
+UNFINISHED = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    pathlib.Path(sys.argv[1]).write_text("3 passed")
+"""
+
+
+@pytest.mark.parametrize(("code", "told"), [(UNFINISHED, "3 passed"), ("import time; time.sleep(600)", "no report")])
+def test_a_step_without_time_tells_what_it_has_and_never_what_an_earlier_one_had(
+    code: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    report = tmp_path / "report"
+    report.write_text("of an earlier run")
+
+    def judge(status: int, output: str) -> Verdict:
+        return Verdict("passed", report.read_text() if report.exists() else "no report")
+
+    slow = Step("slow", 3, lambda left: [sys.executable, "-c", code, str(report)], judge, report=report)
+    sound, found, _ = run(tmp_path, [slow])
+    assert not sound
+    assert found == [("failed", f"ended after 3 s, unfinished: {told}; see {tmp_path / 'logs' / 'slow.log'}")]
+
+
+def test_an_interrupted_pytest_leaves_its_report(tmp_path: Path) -> None:
+    tests, junit, began = tmp_path / "test_slow.py", tmp_path / "junit.xml", tmp_path / "began"
+    tests.write_text(
+        "import pathlib, signal, time\n"
+        "def test_quick():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"def test_slow():\n    pathlib.Path({str(began)!r}).touch()\n    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), f"--junitxml={junit}"]
+    process = subprocess.Popen([*command, str(tests)], stdout=subprocess.DEVNULL, start_new_session=True)
+    while not began.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    told = "2 passed, 0 skipped, 0 failed, counting the one that was interrupted as passed"
+    assert pytest_verdict(junit, process.wait(60), "") == Verdict("failed", told)
+
+
+def test_the_time_suffices_for_the_benchmarks_however_slow_the_others_are(tmp_path: Path) -> None:
+    """Each step takes all that it may; the towers get what they need, and the whole its time."""
+    steps, left, got = all_steps(ROOT, CPU, tmp_path), SECONDS, {}
+    for place, each in enumerate(steps):
+        got[each.name] = allotted(steps[place:], left)
+        left -= got[each.name]
+    assert sum(got.values()) <= SECONDS < 8 * 60
+    assert got["correctness"] == 120
+    assert got["tuning"] >= 100
+    assert got["gpu_operators"] >= 60
+    assert got["gpu_tower"] >= 150
+    assert all(seconds >= LEAST for name, seconds in got.items() if not name.endswith("check"))
+    quick = allotted(steps[4:], SECONDS - 80 - 120 - 60 - 120)
+    assert quick == 40  # of steps that take what is expected, the sanitizer has its time
 
 
 def test_what_there_is_no_time_for_is_left_out(tmp_path: Path) -> None:
@@ -95,11 +174,14 @@ def test_an_earlier_runs_result_is_not_this_ones(tmp_path: Path) -> None:
 
 def test_the_steps_and_their_commands(tmp_path: Path) -> None:
     steps = {each.name: each for each in all_steps(ROOT, CPU, tmp_path)}
-    assert list(steps) == ["correctness", "memcheck", "racecheck", "tuning", "gpu_operators", "gpu_tower"]
+    assert list(steps) == ["correctness", "tuning", "gpu_operators", "gpu_tower", "memcheck", "racecheck"]
     for each in steps.values():
         script = next(word for word in each.command(33) if word.startswith(str(ROOT)) or word.startswith("infoprune_"))
         assert script == "infoprune_kernels.tune" or Path(script).exists()
     assert steps["gpu_tower"].command(33.4)[-2:] == ["--seconds", "33"]
+    assert steps["tuning"].command(33.4)[3:5] == ["--seconds", "33"]
+    report = steps["correctness"].report
+    assert f"--junitxml={report}" in steps["correctness"].command(33)
 
 
 JUNIT = '<testsuites><testsuite><testcase name="a"/><testcase name="b">{}</testcase></testsuite></testsuites>'
@@ -132,6 +214,31 @@ def test_a_benchmark_without_goals_met_has_passed_and_one_that_fell_over_has_not
     assert benchmark_verdict(path, 1, "wrong\n") == Verdict("failed", "wrong")
 
 
+def dropped(kernel: str, wrong: bool) -> dict[str, Any]:
+    return {"problem": "p", "choice": f"{kernel}, t", "kernel": kernel, "reason": "is wrong", "wrong": wrong}
+
+
+@pytest.mark.parametrize(
+    ("entries", "left", "verdict"),
+    [
+        ([], [], Verdict("passed", "0 tiles dropped, 0 of them wrong")),
+        ([dropped("attention", False)], ["a", "b"],
+         Verdict("passed", "1 tiles dropped, 0 of them wrong; 2 problems not measured")),
+        ([dropped("attention_hopper", True)], [],
+         Verdict("passed", "1 tiles dropped, 1 of them wrong; wrong was only what is on trial, attention_hopper")),
+        ([dropped("attention_hopper", True), dropped("attention", True)], [],
+         Verdict("failed", "2 tiles dropped, 2 of them wrong; attention, t on p: is wrong")),
+    ],
+)  # fmt: skip
+def test_a_wrong_tile_of_a_kernel_in_use_is_a_failure(
+    entries: list[dict[str, Any]], left: list[str], verdict: Verdict, tmp_path: Path
+) -> None:
+    timings = tmp_path / "tuning.json"
+    assert tuning_verdict(timings, 1, "tune: no kernel ran\n") == Verdict("failed", "tune: no kernel ran")
+    timings.write_text(json.dumps({"dropped": entries, "not_measured": left}))
+    assert tuning_verdict(timings, 0, "") == verdict
+
+
 CLEAN = f"========= COMPUTE-SANITIZER\nattention\n{DONE}\n========= ERROR SUMMARY: 0 errors\n"
 FOUND = (
     "========= COMPUTE-SANITIZER\n========= Invalid __global__ read of size 2 bytes\n"
@@ -148,10 +255,32 @@ REFUSED = (
 )  # fmt: skip
 
 
+WRITE = (
+    "========= COMPUTE-SANITIZER\n"
+    "RuntimeError: this layout is not supported\n"
+    "========= Invalid __global__ write of size 2 bytes\n"
+    "=========     at _ffn_lowrank_kernel+0x3d0\n========= ERROR SUMMARY: 12 errors\n"
+)
+RAISED = "========= COMPUTE-SANITIZER\nRuntimeError: Device not supported\n========= ERROR SUMMARY: 0 errors\n"
+UNSEEN = "========= Error: Target application terminated before first instrumented API call\n"
+
+
 @pytest.mark.parametrize(
     ("status", "output", "verdict"),
     [
         (0, CLEAN, Verdict("passed", "nothing found")),
+        (1, WRITE, Verdict("failed", "12 found, the first: Invalid __global__ write of size 2 bytes")),
+        (1, WRITE.replace("RuntimeError:", "========= Error:"),
+         Verdict("failed", "12 found, the first: Invalid __global__ write of size 2 bytes")),
+        (1, RAISED, Verdict("failed", "no clean end (status 1): ERROR SUMMARY: 0 errors")),
+        (1, f"========= COMPUTE-SANITIZER\n========= Error: Device not supported. x\n{DONE}\n"
+         "========= ERROR SUMMARY: 1 error\n", Verdict("not available", "compute-sanitizer says: Error: Device not "
+         "supported. x")),
+        (1, REFUSED.replace("1 error", "2 errors"), Verdict("failed", "2 found, the first: ERROR SUMMARY: 2 errors")),
+        (255, DONE + "\n" + UNSEEN, Verdict("not available", "compute-sanitizer says: Error: Target application "
+         "terminated before first instrumented API call")),
+        (255, "ModuleNotFoundError: No module named 'x'\n" + UNSEEN, Verdict("failed", "no clean end (status 255): "
+         "Error: Target application terminated before first instrumented API call")),
         (0, CLEAN.replace("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"),
          Verdict("passed", "nothing found")),
         (0, FOUND, Verdict("failed", "4 found, the first: Invalid __global__ read of size 2 bytes")),

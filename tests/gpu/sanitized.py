@@ -1,4 +1,6 @@
-"""Every kernel once on small odd shapes, for compute-sanitizer: ``compute-sanitizer python tests/gpu/sanitized.py``.
+"""Every kernel on small odd shapes, for compute-sanitizer: ``compute-sanitizer python tests/gpu/sanitized.py``.
+
+What the tables leave to many tokens gets its tiles here: attention's large one, and the low-rank FFN in one kernel.
 
 Each tensor has memory of its own, so that what is read or written beside one is seen.
 """
@@ -8,15 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # before torch asks for memory
+if __name__ == "__main__":
+    os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"  # before torch asks for memory
 
 import torch
 from infoprune_kernels import attention, attention_work, ffn_dense, ffn_lowrank, linear_residual, norm_qkv_rope
+from infoprune_kernels.attention import launch_attention
 from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
+from infoprune_kernels.configs import Tile
+from infoprune_kernels.ffn_lowrank import launch_ffn_lowrank
 from torch import Tensor
 
 DTYPE = torch.bfloat16
 TOKENS, WIDTH, HEADS = 37, 72, 3
+ATTENTION_TILES = Tile(64, 64, 4, 2), Tile(128, 64, 8, 2)
+LOWRANK_TILES = Tile(64, 64, 8, 2, 64), Tile(128, 64, 8, 2, 64)
 
 
 def random(*sizes: int, dtype: torch.dtype = DTYPE) -> Tensor:
@@ -34,16 +42,20 @@ def every_kernel() -> Iterator[tuple[str, Tensor]]:
         yield f"norm_qkv_rope, heads of {dim}", torch.stack((q, k, v))
         bounds = torch.tensor([0, 20, 20, 21, TOKENS])
         yield f"attention, heads of {dim}", attention(q, k, v, bounds, dim**-0.5)
+        launches = [(launch_attention, tile) for tile in ATTENTION_TILES]
         if torch.cuda.get_device_capability() >= (9, 0):
+            launches += [(launch_attention_hopper, tile) for tile in CANDIDATES]
+        for launch, tile in launches:
             out = q.new_empty(TOKENS, HEADS * dim)
-            work = attention_work(bounds, CANDIDATES[0].block_m).to("cuda")
-            launch_attention_hopper(q, k, v, out, work, dim**-0.5, CANDIDATES[0])
-            yield f"attention_hopper, heads of {dim}", out
+            launch(q, k, v, out, attention_work(bounds, tile.block_m).to("cuda"), dim**-0.5, tile)
+            yield f"{launch.__name__}, heads of {dim}, {tile}", out
     inner = HEADS * 80
     yield "linear_residual", linear_residual(random(TOKENS, inner), random(WIDTH, inner), random(WIDTH), x)
     for rank in (20, 50):
-        made = ffn_lowrank(x, *norm, random(rank, WIDTH), random(WIDTH, rank), random(WIDTH))
-        yield f"ffn_lowrank, rank {rank}", made
+        args = (x, *norm, random(rank, WIDTH), random(WIDTH, rank), random(WIDTH))
+        yield f"ffn_lowrank, rank {rank}", ffn_lowrank(*args)
+        for tile in LOWRANK_TILES:
+            yield f"launch_ffn_lowrank, rank {rank}, {tile}", launch_ffn_lowrank(*args, tile)
     yield "ffn_lowrank, merged", ffn_lowrank(x, *norm, random(WIDTH, WIDTH), None, random(WIDTH))
     first, second = (random(100, WIDTH), random(100)), (random(WIDTH, 100), random(WIDTH))
     yield "ffn_dense", ffn_dense(x, *norm, *first, *second, "quick_gelu")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ from torch.library import opcheck
 
 from infoprune_rt.ops import plain
 from infoprune_rt.ops.triton_backend import demanding
+
+if TYPE_CHECKING:
+    from infoprune_kernels.configs import Tile
 
 BF16, FP16 = HALVES
 RAGGED = [70, 1, 0, 129]
@@ -99,7 +103,7 @@ def test_product_bias_and_residual(tokens: int, inputs: int, outputs: int, dtype
     [*((rank, BF16) for rank in (64, 128, 200, 256, 384, 512, 640, None)), (128, FP16), (512, FP16), (None, FP16)],
 )
 def test_a_low_rank_ffn_of_the_real_width(rank: int | None, dtype: torch.dtype) -> None:
-    """In one kernel, in two products, and merged."""
+    """As the device's table has it at these tokens, of arithmetic in two products; and merged."""
     assert_close_to_definition("ffn_lowrank", lowrank_case(COCO, 1280, rank), dtype)
 
 
@@ -110,10 +114,36 @@ def test_a_low_rank_ffn_at_odd_sizes(tokens: int, width: int, rank: int | None) 
     assert_close_to_definition("ffn_lowrank", lowrank_case(tokens, width, rank), FP16)
 
 
+def one_kernel_cases() -> list[tuple[int, int, int, int, torch.dtype]]:
+    """Tokens, width, rank, rows of a tile: as tables have them for many tokens."""
+    real = [(COCO, 1280, rank, rows, BF16) for rank in (20, 64, 200, 256) for rows in (64, 128)]
+    high = [(COCO, 1280, rank, 64, BF16) for rank in (384, 512)]
+    odd = [(1, 64, 5, 64), (67, 96, 50, 64), (130, 40, 24, 128), (9, 33, 1, 128), (129, 650, 200, 64)]
+    return [*real, *high, *((*sizes, FP16) for sizes in odd)]
+
+
+@pytest.mark.parametrize(("tokens", "width", "rank", "rows", "dtype"), one_kernel_cases())
+def test_a_low_rank_ffn_in_one_kernel(tokens: int, width: int, rank: int, rows: int, dtype: torch.dtype) -> None:
+    """Whatever the tables have serve so few tokens."""
+    assert_one_kernel_close(lowrank_case(tokens, width, rank), rows, dtype)
+
+
+def assert_one_kernel_close(args: tuple[Any, ...], rows: int, dtype: torch.dtype) -> None:
+    from infoprune_kernels.configs import Tile
+    from infoprune_kernels.ffn_lowrank import launch_ffn_lowrank
+
+    there = moved(cast(args, dtype))
+    made = launch_ffn_lowrank(*there, Tile(rows, 64, 8, 2, block_k=64))
+    exact = DEFINITIONS["ffn_lowrank"](*cast(there, torch.float64))
+    assert_close((made,), (plain.ffn_lowrank(*there),), (exact,))
+
+
 def test_rows_far_from_zero_lose_nothing() -> None:
     """Where a sum of squares less the squared mean would keep nothing."""
     args = lowrank_case(20, 72, 16)
-    assert_close_to_definition("ffn_lowrank", (args[0] + 1000, *args[1:]), FP16)
+    far = (args[0] + 1000, *args[1:])
+    assert_close_to_definition("ffn_lowrank", far, FP16)
+    assert_one_kernel_close(far, 64, FP16)
 
 
 @pytest.mark.parametrize("activation", plain.ACTIVATIONS)
@@ -169,15 +199,37 @@ def test_attention_for_hopper(tile: int, dim: int, dtype: torch.dtype) -> None:
     """Its candidates, whether a table chooses them or not."""
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("needs a Hopper GPU")
-    from infoprune_kernels.attention import attention_work
     from infoprune_kernels.attention_hopper import CANDIDATES, launch_attention_hopper
+
+    assert_attention_close(launch_attention_hopper, CANDIDATES[tile], dim, dtype)
+
+
+@pytest.mark.parametrize(("rows", "warps"), [(64, 4), (128, 8)])
+@pytest.mark.parametrize("dim", HEAD_DIMS)
+def test_attention_with_every_tile(dim: int, rows: int, warps: int) -> None:
+    """Of the tables, which have the large one serve only many tokens."""
+    from infoprune_kernels.attention import launch_attention
+    from infoprune_kernels.configs import Tile
+
+    assert_attention_close(launch_attention, Tile(rows, 64, warps, 2), dim, BF16)
+
+
+def assert_attention_close(launch: Callable[..., None], tile: Tile, dim: int, dtype: torch.dtype) -> None:
+    from infoprune_kernels import attention_work
 
     q, k, v, bounds, scale = moved(cast(attention_case(RAGGED, 3, dim), dtype))
     out = q.new_empty(len(q), 3 * dim)
-    work = attention_work(bounds, CANDIDATES[tile].block_m).to(DEVICE)
-    launch_attention_hopper(q, k, v, out, work, scale, CANDIDATES[tile])
+    launch(q, k, v, out, attention_work(bounds, tile.block_m).to(DEVICE), scale, tile)
     exact = DEFINITIONS["attention"](*cast((q, k, v, bounds, scale), torch.float64))
     assert_close((out,), (plain.attention(q, k, v, bounds, scale),), (exact,))
+
+
+def test_what_the_sanitizer_looks_at() -> None:
+    """Its script; and from here on its kernels lie in Triton's cache, as compiling beside the sanitizer takes long."""
+    import sanitized
+
+    for name, made in sanitized.every_kernel():
+        assert made.isfinite().all(), name
 
 
 def requiring_gradients(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,24 +138,38 @@ def test_several_threads_at_once(small: CompactEncoder) -> None:
     assert all(map(torch.equal, in_threads(small, inputs), expected))
 
 
+SETTINGS = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+MARGIN = 0.05  # between the first and the second token: hundreds of times what float16 changes in the tower
+
+
+def decided_vlm(folder: Path) -> tuple[Any, dict[str, Tensor], Tensor]:
+    """A compact VLM in float32, inputs, and the tokens that it generates, none of which rounding could change.
+
+    Of the first seed that gives such weights: which one it is may depend on the order in which a model has them.
+    """
+    for seed in range(20):
+        model = full_model("qwen2_vl")
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        compact_vlm(model, compact_tower("qwen2_vl"))
+        model.save_pretrained(folder / str(seed))
+        loaded = load_vlm(folder / str(seed))
+        adapter_by_name("qwen2_vl").tower_of(loaded).backend = "plain"
+        inputs = model_inputs("qwen2_vl")
+        found = loaded.generate(**inputs, **SETTINGS)
+        best = torch.stack(found.logits)[:, 0].topk(2).values
+        if (best[:, 0] - best[:, 1]).min() > MARGIN:
+            return loaded, inputs, found.sequences
+    raise AssertionError("of 20 seeds none gave a model whose tokens are far from being decided by rounding")
+
+
 def test_a_vlm_generates_the_same_tokens(tmp_path: Path) -> None:
     """As the plain one in float32 on the CPU; on the GPU the tower is in float16, the language model in float32."""
-    torch.manual_seed(0)  # one whose tokens are far from being decided by rounding
-    model = full_model("qwen2_vl")
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    compact_vlm(model, compact_tower("qwen2_vl"))
-    model.save_pretrained(tmp_path / "compact")
-    loaded = load_vlm(tmp_path / "compact")
+    loaded, inputs, expected = decided_vlm(tmp_path)
     tower = adapter_by_name("qwen2_vl").tower_of(loaded)
-    tower.backend = "plain"
-    inputs = model_inputs("qwen2_vl")
-    settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
-    expected = loaded.generate(**inputs, **settings)
-    best = torch.stack(expected.logits)[:, 0].topk(2).values
-    assert (best[:, 0] - best[:, 1]).min() > 0.02  # a hundred times what float16 changes in the tower
     loaded.to(DEVICE)
     tower.to(torch.float16)
     tower.backend = "triton"
-    made = loaded.generate(**{name: tensor.to(DEVICE) for name, tensor in inputs.items()}, **settings)
-    assert torch.equal(made.sequences.cpu(), expected.sequences)
+    made = loaded.generate(**{name: tensor.to(DEVICE) for name, tensor in inputs.items()}, **SETTINGS)
+    assert torch.equal(made.sequences.cpu(), expected)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,9 @@ from infoprune_kernels.tune.attention_problem import Attention
 from infoprune_kernels.tune.candidates import Limits
 from infoprune_kernels.tune.linear_problems import Linear, LowRank
 from infoprune_kernels.tune.measure import Dropped, Task, Timed
-from infoprune_kernels.tune.plan import PACKS, chosen, first_tasks, lowrank_tasks, with_rules
+from infoprune_kernels.tune.plan import PACKS, chosen, first_tasks, lowrank_tasks, pressing, with_rules
 from infoprune_kernels.tune.problem import Choice, Problem
-from infoprune_kernels.tune.processes import jobs, supervised
+from infoprune_kernels.tune.processes import Supervisor, jobs
 from infoprune_kernels.tune.results import Device, check_writable, oldest, summary, timing_rows, write_json
 
 A100, H100 = Limits(80, 166912), Limits(90, 232448)
@@ -159,8 +160,8 @@ def linear_task(tokens: int, *warps: int) -> Task:
 def test_what_kills_or_stops_the_measuring_process_is_dropped_and_the_rest_is_measured() -> None:
     told: list[Dropped | Timed] = []
     tasks = [linear_task(1, 8, 5), linear_task(2, 4, 1, 3, 6, 8), linear_task(3, 4, 5, 8)]
-    timed = supervised(tasks, tune_children.fallible, told.append)
-    hanging = supervised([linear_task(4, 2, 4)], tune_children.fallible, told.append, patience=5)
+    timed = Supervisor(tune_children.fallible, told.append).measure(tasks)
+    hanging = Supervisor(tune_children.fallible, told.append, patience=5).measure([linear_task(4, 2, 4)])
     four, eight = (Choice("linear_residual", Tile(64, 64, count, 2, 64)) for count in (4, 8))
     # Of five warps the times of the first problem are gone, too: it was wrong on the last.
     assert [found.microseconds for found in timed] == [{eight: 1.0}, {four: 2.0, eight: 2.0}, {four: 3.0, eight: 3.0}]
@@ -176,13 +177,50 @@ def test_what_kills_or_stops_the_measuring_process_is_dropped_and_the_rest_is_me
 
 
 def test_a_problem_that_does_not_fit_is_left_out() -> None:
-    timed = supervised([linear_task(1, 4), linear_task(2, 4), linear_task(1, 8)], tune_children.small, lambda _: None)
+    tasks = [linear_task(1, 4), linear_task(2, 4), linear_task(1, 8)]
+    timed = Supervisor(tune_children.small, lambda _: None).measure(tasks)
     assert [found.problem.tokens for found in timed] == [1, 1]
 
 
-def test_a_device_on_which_nothing_starts_is_refused() -> None:
-    with pytest.raises(ValueError, match="ended by RuntimeError: no device before it ran a kernel"):
-        supervised([linear_task(1, 4)], tune_children.unfit, lambda _: None)
+def test_a_device_on_which_nothing_starts_has_no_times() -> None:
+    told: list[Dropped | Timed] = []
+    assert Supervisor(tune_children.unfit, told.append).measure([linear_task(1, 4), linear_task(2, 4)]) == []
+    reason = "ended by RuntimeError: no device before it tried a kernel"
+    assert told == [Dropped(linear_task(1).problem, None, reason)]
+
+
+def test_what_was_timed_is_kept_when_processes_fall_before_they_try_anything() -> None:
+    """In a problem's inputs, which is nobody's fault that was tried before; and at once, from then on."""
+    told: list[Dropped | Timed] = []
+    supervisor = Supervisor(tune_children.short_lived, told.append)
+    timed = supervisor.measure([linear_task(tokens, 4, 8) for tokens in (1, 2, 3, 4, 5)])
+    assert [found.problem.tokens for found in timed] == [1, 3]
+    reasons = [(each.problem.tokens, each.choice, each.reason) for each in told if isinstance(each, Dropped)]
+    ended = "ended with exit code 7 before it tried a kernel"
+    assert reasons == [(2, None, ended), (4, None, ended), (5, None, ended)]
+    assert not any(each.wrong for each in told if isinstance(each, Dropped))
+
+
+def test_a_choice_that_was_wrong_stays_out_of_what_is_measured_later() -> None:
+    supervisor = Supervisor(tune_children.fallible, lambda _: None)
+    supervisor.measure([linear_task(2, 4, 5)])
+    (_, later) = supervisor.measure([linear_task(1, 5, 8)])
+    assert [choice.some_tile.num_warps for choice in later.microseconds] == [8]
+
+
+def test_when_the_time_is_up_what_was_timed_remains() -> None:
+    """A process that hangs is not waited for, and no further one begins."""
+    told: list[Dropped | Timed] = []
+
+    def tell(message: Dropped | Timed) -> None:
+        told.append(message)
+        supervisor.until = time.monotonic() + 1
+
+    supervisor = Supervisor(tune_children.fallible, tell, patience=600)
+    timed = supervisor.measure([linear_task(1, 4), linear_task(2, 2), linear_task(3, 4)])
+    assert [found.problem.tokens for found in timed] == [1]
+    assert told == timed
+    assert supervisor.measure([linear_task(3, 4)]) == timed
 
 
 def pretend(task: Task, microseconds: Callable[[Problem, Choice], float]) -> Timed:
@@ -204,8 +242,7 @@ def tuned() -> tuple[ConfigTable, list[Timed]]:
     """A table as tuning makes it on an H200, of made-up times."""
     table = replace(tables()[-1], name="nvidia_h200", devices=("NVIDIA H200",), measured=True)
     timed = [pretend(task, made_up) for task in first_tasks(H100, table)]
-    table = with_rules(table, timed)
-    timed += [pretend(task, made_up) for task in lowrank_tasks(H100, table)]
+    timed += [pretend(task, made_up) for task in lowrank_tasks(H100, with_rules(table, timed))]
     return with_rules(table, timed), timed
 
 
@@ -225,6 +262,31 @@ def test_a_tuned_table_serves_every_operator_by_what_was_fastest(tuned: tuple[Co
         assert table.choose(kernel, tokens=10**6, inputs=10**5, outputs=10**5, width=10**5, neurons=10**5)
 
 
+def test_what_was_not_measured_keeps_its_rules_of_arithmetic() -> None:
+    """Where there was time for what presses alone, and then not even for all of that."""
+    before = next(table for table in tables() if table.name == "h100")
+    tasks = [task for task in first_tasks(H100, before) if pressing(task.problem)]
+    assert {str(task.problem) for task in tasks} >= {
+        "attention, head_dim 80, heads 8, tokens 1564",
+        "linear_residual, outputs 1280, inputs 640, tokens 4096",
+    }
+    timed = [pretend(task, made_up) for task in tasks]
+    timed += [pretend(task, made_up) for task in lowrank_tasks(H100, before) if pressing(task.problem)]
+    table = with_rules(before, timed)
+    assert table.rules["ffn_dense"] == before.rules["ffn_dense"]
+    for tokens in (300, 5000, 20000):
+        for sizes in ({"head_dim": 96, "heads": 8}, {"head_dim": 128, "heads": 3}):
+            kept = before.find("attention", **sizes, tokens=tokens)
+            assert kept == table.find("attention", **sizes, tokens=tokens)
+        assert table.find("ffn_lowrank", rank=500, tokens=tokens) == before.find("ffn_lowrank", rank=500, tokens=tokens)
+        assert table.find("ffn_lowrank", rank=256, tokens=tokens)
+        for dim in (16, 64, 72, 96):
+            assert table.find("attention_hopper", head_dim=dim, heads=8, tokens=tokens) is None
+    assert table.find("attention_hopper", head_dim=80, heads=8, tokens=5000)
+    few = with_rules(before, timed[:1])
+    assert {kernel for kernel in before.rules if few.rules[kernel] != before.rules[kernel]} == {"attention"}
+
+
 def test_what_tuning_writes_can_be_read(tuned: tuple[ConfigTable, list[Timed]], tmp_path: Path) -> None:
     table, timed = tuned
     path = tmp_path / "deep" / "nvidia_h200.json"
@@ -239,8 +301,13 @@ def test_what_tuning_writes_can_be_read(tuned: tuple[ConfigTable, list[Timed]], 
     write_json(path, as_json(replace(table, provenance=told)))
     assert read(path) == replace(table, provenance=told)
     lost = Dropped(timed[0].problem, None, "does not fit in the device's memory")
-    write_json(path, timing_rows(timed, [lost]))
-    rows = json.loads(path.read_text())["rows"]
+    bad = Dropped(timed[0].problem, Choice("attention_hopper", Tile(64, 64, 4, 2)), "is wrong", wrong=True)
+    write_json(path, timing_rows(timed, [lost, bad]))
+    rows, dropped = (json.loads(path.read_text())[name] for name in ("rows", "dropped"))
+    assert [(each["kernel"], each["choice"], each["wrong"]) for each in dropped] == [
+        ("attention", None, False),
+        ("attention_hopper", "attention_hopper, 64x64, 4 warps, 2 stages", True),
+    ]
     assert len(rows) == sum(len(found.microseconds) for found in timed)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
@@ -274,6 +341,8 @@ def test_what_cannot_be_tuned_is_refused(capsys: pytest.CaptureFixture[str], tmp
     assert (
         capsys.readouterr().err == "tune: no CUDA device is at hand: tiles are timed on the device that they are for\n"
     )
+    assert main(["--seconds", "0"]) == 1
+    assert capsys.readouterr().err == "tune: --seconds must be above 0, not 0\n"
     with pytest.raises(ValueError, match=r"Tesla T4 has compute capability 7\.5; the kernels need 8\.0 at least"):
         oldest("Tesla T4", 7, 5)
     oldest("NVIDIA A100", 8, 0)

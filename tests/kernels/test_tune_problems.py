@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from infoprune_kernels.tune.linear_problems import DenseFirst, Linear, LowRank, 
 from infoprune_kernels.tune.measure import Dropped, Message, Task, Trying, sound_choices
 from infoprune_kernels.tune.problem import Choice, Problem
 from torch import Tensor
+from triton.runtime.jit import KernelInterface
 
 LINEAR = Tile(32, 32, 4, 2, block_k=32)
 CASES = [
@@ -69,6 +72,41 @@ def test_what_is_wrong_or_does_not_run_is_dropped_with_its_reason() -> None:
     assert not dropped[choices[4]].wrong
     assert dropped[choices[4]].reason == "does not run: KeyError: 5"
     assert [message for message in said if isinstance(message, Trying)] == [Trying(choice) for choice in choices]
+
+
+class Loaded(KernelInterface[Any]):
+    """A kernel that Triton has loaded, as it tells of it."""
+
+    def __init__(self, told: SimpleNamespace) -> None:
+        self.told = told
+
+    def run(self, *args: Any, grid: Any, warmup: bool, **options: Any) -> SimpleNamespace:
+        return self.told
+
+
+@dataclass(frozen=True)
+class Spilling(Linear):
+    """A product whose kernel spills with four warps; of one with eight, Triton does not tell."""
+
+    def prepare(self, choice: Choice, inputs: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+        told = {1: SimpleNamespace(n_spills=0), 4: SimpleNamespace(n_spills=12), 8: SimpleNamespace()}
+        run = super().prepare(Choice(choice.kernel, LINEAR), inputs)
+
+        def launch() -> tuple[Tensor, ...]:
+            Loaded(told[choice.some_tile.num_warps])[(1,)](3)
+            return run()
+
+        return launch
+
+
+def test_what_spills_is_not_timed_but_not_wrong() -> None:
+    choices = [Choice("linear_residual", Tile(32, 32, warps, 2, 32)) for warps in (1, 4, 8)]
+    problem = Spilling(70, 40, 50)
+    sound, said = checked(problem, choices)
+    assert sound == [choices[0], choices[2]]
+    assert [message for message in said if isinstance(message, Dropped)] == [
+        Dropped(problem, choices[1], "spills registers")
+    ]
 
 
 def test_interpreted_kernels_are_not_timed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,14 @@ def fallible(tasks: Sequence[Task], say: Say) -> None:
         say(Timed(task.problem, times))
 
 
+def short_lived(tasks: Sequence[Task], say: Say) -> None:
+    """Falls in the inputs of problems of an even number of tokens, and from five tokens on at once."""
+    for task in tasks:
+        if task.problem.tokens % 2 == 0 or task.problem.tokens >= 5:
+            os._exit(7)
+        fallible([task], say)
+
+
 def unfit(tasks: Sequence[Task], say: Say) -> None:
     """Falls before it tries anything."""
     raise RuntimeError("no device")

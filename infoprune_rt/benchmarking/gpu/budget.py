@@ -10,6 +10,8 @@ from typing import Any
 
 from infoprune_rt.errors import InfopruneError
 
+AGAIN = 2.0  # seconds after which time that is over is said once more: compilers swallow exceptions
+
 
 class Budget:
     """So many seconds from now. clock: seconds that only rise."""
@@ -45,15 +47,21 @@ class Pace:
 
 @contextmanager
 def ended_after(seconds: float, what: str) -> Iterator[None]:
-    """Raise InfopruneError in the midst of the body when its time is over; for the main thread of a Unix process."""
+    """Raise InfopruneError in the midst of the body when its time is over; for the main thread of a Unix process.
+
+    A body that swallows it is told again, until it ends.
+    """
+    left = False
 
     def stop(*_: Any) -> None:
-        raise InfopruneError(f"{what} did not end within {seconds:.0f} s")
+        if not left:
+            raise InfopruneError(f"{what} did not end within {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), AGAIN)
     try:
         yield
     finally:
+        left = True  # first: an alarm on its way must not keep the timer from being cancelled
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -14,11 +15,11 @@ from pathlib import Path
 import torch
 import triton
 
-from infoprune_kernels.configs import FOLDER, as_json, pick, tables
+from infoprune_kernels.configs import FOLDER, ConfigTable, as_json, pick, tables
 from infoprune_kernels.tune.candidates import Limits
-from infoprune_kernels.tune.measure import Dropped, Timed, measure
-from infoprune_kernels.tune.plan import first_tasks, lowrank_tasks, with_rules
-from infoprune_kernels.tune.processes import compile_ahead, jobs, supervised
+from infoprune_kernels.tune.measure import Dropped, Task, Timed, measure
+from infoprune_kernels.tune.plan import first_tasks, lowrank_tasks, pressing, with_rules
+from infoprune_kernels.tune.processes import Supervisor, compile_ahead, jobs
 from infoprune_kernels.tune.results import (
     Device,
     check_writable,
@@ -29,6 +30,8 @@ from infoprune_kernels.tune.results import (
     write_json,
 )
 from infoprune_kernels.tune.rules import MARGIN
+
+COMPILING = 0.6  # the share of its time after which no further tile is compiled ahead
 
 DESCRIPTION = """\
 Times the kernels' tiles on the CUDA device at hand, in bfloat16 at the sizes of Qwen2-VL-7B's vision tower, and writes
@@ -62,14 +65,17 @@ class _Progress:
             self.say(f"{message.problem}: {message.microseconds[best]:.1f} µs by {best}, the fastest of {count}")
 
 
-def tune(device: Device, path: Path, timings: Path | None, command: str) -> None:
+def tune(device: Device, path: Path, timings: Path | None, command: str, seconds: float = math.inf) -> None:
     """Compile, check, time, decide, write.
+
+    What was timed when the time is up decides; a kernel of which nothing was keeps its rules of arithmetic.
 
     Args:
         device: the current one.
         path: the table's file.
         timings: a file for the times that it was decided by.
         command: as it was called.
+        seconds: after which nothing is measured any more.
 
     Raises:
         ValueError: nothing could be measured.
@@ -84,15 +90,16 @@ def tune(device: Device, path: Path, timings: Path | None, command: str) -> None
         shared_bytes=device.shared_bytes,
         measured=True,
     )
-    tasks = first_tasks(limits, table)
-    work = jobs([*tasks, *lowrank_tasks(limits, table)])
+    tasks = sorted([*first_tasks(limits, table), *lowrank_tasks(limits, table)], key=_unhurried)
+    work = jobs(tasks)
     progress.say(f"{device.name}: compiling {len(work)} tiles")
-    progress.say(f"{compile_ahead(work, device.arch)} of them compiled")
-    timed = supervised(tasks, measure, progress.tell)
-    table = with_rules(table, timed)
-    timed += supervised(lowrank_tasks(limits, table), measure, progress.tell)
+    compiled = compile_ahead(work, device.arch, progress.began + COMPILING * seconds)
+    progress.say(f"{compiled} of them compiled")
+    timed = _measured(table, limits, Supervisor(measure, progress.tell, until=progress.began + seconds))
     if not any(found.microseconds for found in timed):
-        raise ValueError(f"no kernel ran on {device.name}: no table was written")
+        last = f": {progress.dropped[-1].reason}" if progress.dropped else ""
+        raise ValueError(f"no kernel ran on {device.name}, no table was written{last}")
+    known = {str(found.problem) for found in timed if found.microseconds}
     table = with_rules(table, timed)
 
     read = clocks_and_driver(device)
@@ -103,12 +110,28 @@ def tune(device: Device, path: Path, timings: Path | None, command: str) -> None
         "versions": versions,
         "clocks": read,
         "margin": MARGIN,
+        "not_measured": [str(task.problem) for task in tasks if str(task.problem) not in known],
     }
     write_json(path, as_json(replace(table, provenance=provenance)))
     if timings:
         write_json(timings, {"device": device.name, **provenance, **timing_rows(timed, progress.dropped)})
     print(summary(table, timed, device))
     progress.say(f"wrote {path}" + (f" and {timings}" if timings else ""))
+    print(f"{len(progress.dropped)} dropped, {sum(each.wrong for each in progress.dropped)} of them wrong")
+
+
+def _unhurried(task: Task) -> bool:
+    return not pressing(task.problem)
+
+
+def _measured(table: ConfigTable, limits: Limits, supervisor: Supervisor) -> list[Timed]:
+    """What presses first; the low-rank FFN each time after the products that it is compared with."""
+    timed: list[Timed] = []
+    for unhurried in (False, True):
+        for make in (first_tasks, lowrank_tasks):
+            tasks = make(limits, with_rules(table, timed))
+            timed = supervisor.measure([task for task in tasks if _unhurried(task) is unhurried])
+    return timed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,14 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, metavar="N", help="stop measuring then, and decide by what was timed"
+    )
     parser.add_argument("--timings", type=Path, metavar="FILE", help="also write every time that was taken, as JSON")
     options = parser.parse_args(given)
     try:
+        if not options.seconds > 0:
+            raise ValueError(f"--seconds must be above 0, not {options.seconds:g}")
         device = device_at_hand()
         path = FOLDER / f"{device.slug}.json"
         for place in filter(None, (path, options.timings)):
             check_writable(place)
-        tune(device, path, options.timings, shlex.join(["python", "-m", "infoprune_kernels.tune", *given]))
+        command = shlex.join(["python", "-m", "infoprune_kernels.tune", *given])
+        tune(device, path, options.timings, command, options.seconds)
     except ValueError as error:
         print(f"tune: {error}", file=sys.stderr)
         return 1

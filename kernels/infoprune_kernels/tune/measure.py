@@ -6,9 +6,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime.jit import KernelInterface
 
 from infoprune_kernels.tune.problem import Choice, Problem, Run
 
@@ -69,7 +71,7 @@ def measure(tasks: Sequence[Task], say: Say) -> None:
 
 
 def sound_choices(task: Task, say: Say, device: str, dtype: torch.dtype) -> list[Choice]:
-    """Those that run and whose errors are at most twice those of PyTorch's operators, beside one rounding."""
+    """Those that run without spilling and whose errors are at most twice PyTorch's operators', beside one rounding."""
     problem = task.problem
     inputs = problem.inputs(device, dtype)
     exact = problem.definition(_cast(inputs, torch.float64))
@@ -81,7 +83,7 @@ def sound_choices(task: Task, say: Say, device: str, dtype: torch.dtype) -> list
     for choice in task.choices:
         say(Trying(choice))
         try:
-            with _poisoned():
+            with _poisoned(), _compiled() as kernels:
                 made = problem.prepare(choice, inputs)()
         except torch.OutOfMemoryError:
             raise
@@ -90,11 +92,13 @@ def sound_choices(task: Task, say: Say, device: str, dtype: torch.dtype) -> list
             say(Dropped(problem, choice, f"does not run: {_first_line(error)}"))
             continue
         distances = [_distance(mine, truth) for mine, truth in zip(made, exact, strict=True)]
-        if all(distance <= most for distance, most in zip(distances, allowed, strict=True)):
-            sound.append(choice)
-        else:
+        if not all(distance <= most for distance, most in zip(distances, allowed, strict=True)):
             told = f"is wrong: errors of {_numbers(distances)}, where {_numbers(allowed)} are allowed"
             say(Dropped(problem, choice, told, wrong=True))
+        elif choice.tile and any(map(_spills, kernels)):  # two products have tiles that were chosen before
+            say(Dropped(problem, choice, "spills registers"))
+        else:
+            sound.append(choice)
     return sound
 
 
@@ -157,6 +161,32 @@ def _poisoned() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def _compiled() -> Iterator[list[Any]]:
+    """Collects what Triton has compiled for the launches within."""
+    found: list[Any] = []
+    launcher = KernelInterface.__getitem__
+
+    def collecting(kernel: Any, grid: Any) -> Callable[..., Any]:
+        def launch(*args: Any, **options: Any) -> Any:
+            made = launcher(kernel, grid)(*args, **options)
+            found.append(made)
+            return made
+
+        return launch
+
+    KernelInterface.__getitem__ = collecting
+    try:
+        yield found
+    finally:
+        KernelInterface.__getitem__ = launcher
+
+
+def _spills(kernel: Any) -> bool:
+    """Known once it was loaded; a version of Triton that does not tell is believed."""
+    return bool(getattr(kernel, "n_spills", 0))
 
 
 def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -27,6 +27,17 @@ NEURONS = (640, 1280, 5120)
 ENDS = {"attention": ("head_dim",), "attention_hopper": ("head_dim",), "ffn_lowrank": ("rank",)}
 
 
+# Sizes that are measured before all others, should the time not last: those of the towers' usual images.
+PRESSING_TOKENS, PRESSING_RANK = (1564, 4096), 256
+
+
+def pressing(problem: Problem) -> bool:
+    """Whether it is measured before the others."""
+    sizes = problem.sizes()
+    usual = sizes.get("head_dim", HEAD_DIM) == HEAD_DIM and "neurons" not in sizes
+    return problem.tokens in PRESSING_TOKENS and usual and sizes.get("rank", 0) <= PRESSING_RANK
+
+
 def first_tasks(limits: Limits, table: ConfigTable) -> list[Task]:
     """All but the low-rank FFN's, which wait for the products' rules. The table's own tiles are tried, too."""
     return list(_with_known(_first_tasks(limits), table))
@@ -85,11 +96,14 @@ def _with_known(tasks: Iterator[Task], table: ConfigTable) -> Iterator[Task]:
 
 
 def with_rules(table: ConfigTable, timed: Sequence[Timed]) -> ConfigTable:
-    """The table with rules decided anew for every kernel that was timed."""
+    """The table with rules decided anew for every kernel that was timed.
+
+    table: of rules as they were before any of it was timed; they go on serving sizes beyond the ends of those measured.
+    """
     rules = dict(table.rules)
     for kernel in dict.fromkeys(found.problem.kernel for found in timed):
         timings = _timings(kernel, timed)
-        rules |= {kernel: decide(timings, ENDS.get(kernel, ()))} if timings else {}
+        rules |= {kernel: decide(timings, ENDS.get(kernel, ()), table.rules[kernel])} if timings else {}
     table = replace(table, rules=rules)
     faster = _hopper_rules(table, timed)
     return replace(table, rules=table.rules | ({"attention_hopper": faster} if faster else {}))
@@ -112,6 +126,14 @@ def _hopper_rules(table: ConfigTable, timed: Sequence[Timed]) -> tuple[Rule, ...
         plain = Choice("attention", table.find("attention", **sizes) if found.problem.kernel == "attention" else None)
         if plain in found.microseconds:
             timings.append(Timing("attention_hopper", sizes, None, found.microseconds[plain]))
+    measured = {timing.sizes["head_dim"] for timing in timings}
+    # It was checked at no other head size: there it serves none of the sizes that it serves at the measured ones.
+    timings += [
+        replace(timing, sizes=timing.sizes | {"head_dim": dim}, tile=None)
+        for dim in HEAD_DIMS
+        if dim not in measured
+        for timing in tuple(timings)
+    ]
     return decide(timings, ENDS["attention_hopper"])
 
 

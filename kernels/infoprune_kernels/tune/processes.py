@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -17,8 +19,8 @@ from triton.runtime.jit import KernelInterface
 from infoprune_kernels.tune.measure import Dropped, Message, Say, Task, Timed, Trying
 from infoprune_kernels.tune.problem import Choice, Problem
 
-# Seconds without a word after which a process hangs: of one compilation, or of one problem's checks or times.
-PATIENCE = 60.0
+# Seconds without a word after which a process hangs: while it begins, or of one compilation; and once it measures.
+SLOW, PATIENCE = 30.0, 15.0
 
 Job = tuple[Problem, Choice]
 Child = Callable[[Sequence[Task], Say], None]
@@ -32,13 +34,13 @@ def _context() -> Any:
 
 
 def jobs(tasks: Sequence[Task]) -> list[Job]:
-    """What has to be compiled, each once: token counts share their kernels."""
-    found = {(task.problem.compiled_alike(), choice) for task in tasks for choice in task.choices if choice.tile}
-    return sorted(found, key=str)
+    """What has to be compiled, each once, in the tasks' order: token counts share their kernels."""
+    found = ((task.problem.compiled_alike(), choice) for task in tasks for choice in task.choices if choice.tile)
+    return list(dict.fromkeys(found))
 
 
-def compile_ahead(work: Sequence[Job], arch: int, patience: float = PATIENCE) -> int:
-    """Fill Triton's cache on disk by all processors, and return how many are compiled.
+def compile_ahead(work: Sequence[Job], arch: int, until: float = math.inf) -> int:
+    """Fill Triton's cache on disk by all processors until a time of the monotonic clock; returns how many are compiled.
 
     What fails here is not told: it is missing in the cache, and fails again where it is to run.
     """
@@ -47,9 +49,9 @@ def compile_ahead(work: Sequence[Job], arch: int, patience: float = PATIENCE) ->
         results = pool.imap_unordered(_compile, work)
         try:
             for _ in work:
-                compiled += results.next(patience)
+                compiled += results.next(max(0.0, min(SLOW, until - time.monotonic())))
         except multiprocessing.TimeoutError:
-            pass  # the last ones hang, or took their process with them
+            pass  # the time is up; or the last ones hang, or took their process with them
     return compiled
 
 
@@ -93,69 +95,88 @@ class _Ended:
     reason: str
 
 
-def supervised(
-    tasks: Sequence[Task], child: Child, say: Callable[[Dropped | Timed], None], patience: float = PATIENCE
-) -> list[Timed]:
-    """Have a process of its own measure; where it falls or hangs, another one goes on without what it was trying.
+class Supervisor:
+    """Has a process of its own measure; where it falls or hangs, another one goes on without what it was trying.
 
     Args:
-        tasks: what to measure.
         child: measures tasks and says what it does; importable.
         say: is told what was timed and what was dropped.
-        patience: seconds without a word after which a process is ended.
-
-    Returns:
-        Times of those choices that were wrong for no problem.
-
-    Raises:
-        ValueError: the process fell before it tried anything.
+        patience: seconds without a word after which a process that has begun is ended.
+        until: the time of the monotonic clock when measuring ends, in the midst of a task if need be.
     """
-    left, timed, wrong = list(tasks), [], set()
-    while left:
+
+    def __init__(
+        self,
+        child: Child,
+        say: Callable[[Dropped | Timed], None],
+        patience: float = PATIENCE,
+        until: float = math.inf,
+    ) -> None:
+        self._child, self._say, self._patience, self.until = child, say, patience, until
+        self._timed: list[Timed] = []
+        self._wrong: set[Choice] = set()
+
+    def measure(self, tasks: Sequence[Task]) -> list[Timed]:
+        """Measure these, too; returns the times so far of those choices that were wrong for no problem."""
+        left = list(tasks)
+        while left and time.monotonic() < self.until:
+            left = [replace(task, choices=tuple(c for c in task.choices if c not in self._wrong)) for task in left]
+            if not self._one_process(left):
+                break
+        return [
+            replace(found, microseconds={c: t for c, t in found.microseconds.items() if c not in self._wrong})
+            for found in self._timed
+        ]
+
+    def _one_process(self, left: list[Task]) -> bool:
+        """Takes what is done away from the tasks; whether the process said anything before it ended."""
         trying: Choice | None = None
-        for message in _messages(child, left, patience):
+        spoke = False
+        for message in self._messages(left):
             if isinstance(message, Trying):
-                trying = message.choice
+                trying, spoke = message.choice, True
                 continue
             if isinstance(message, _Ended):
-                if trying is None:
-                    raise ValueError(f"the process that measures {message.reason} before it ran a kernel")
-                message = Dropped(left[0].problem, trying, message.reason, wrong=True)
-            say(message)
+                if not left:
+                    break  # all was said
+                reason = message.reason + ("" if trying else " before it tried a kernel")
+                message = Dropped(left[0].problem, trying, reason, wrong=trying is not None)
+            else:
+                spoke = True
+            self._say(message)
             if isinstance(message, Dropped) and message.choice is not None:
-                wrong |= {message.choice} if message.wrong else set()
+                self._wrong |= {message.choice} if message.wrong else set()
                 continue
-            left.pop(0)
             if isinstance(message, Timed):
-                timed.append(message)
-        left = [replace(task, choices=tuple(c for c in task.choices if c not in wrong)) for task in left]
-    return [
-        replace(found, microseconds={c: time for c, time in found.microseconds.items() if c not in wrong})
-        for found in timed
-    ]
+                self._timed.append(message)
+            left.pop(0)
+            trying = None  # what falls from here on, falls in the next problem's inputs
+        return spoke
 
-
-def _messages(child: Child, tasks: Sequence[Task], patience: float) -> Iterator[Message | _Ended]:
-    """What a process says until it is through, or how it ended before."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = _context().Process(target=_run, args=(child, tasks, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        while receiver.poll(patience):
-            message = receiver.recv()
-            if message is None:
-                return
-            yield message
-            if isinstance(message, _Ended):
-                return
-        yield _Ended(f"said nothing for {patience:.0f} s")
-    except EOFError:
-        process.join()
-        yield _Ended(f"ended with exit code {process.exitcode}")
-    finally:
-        process.kill()
-        process.join()
+    def _messages(self, tasks: Sequence[Task]) -> Iterator[Message | _Ended]:
+        """What a process says until it is through or the time is up, or how it ended before."""
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = _context().Process(target=_run, args=(self._child, list(tasks), sender), daemon=True)
+        process.start()
+        sender.close()
+        patience = max(SLOW, self._patience)
+        try:
+            while receiver.poll(max(0.0, min(patience, self.until - time.monotonic()))):
+                message = receiver.recv()
+                if message is None:
+                    return
+                yield message
+                if isinstance(message, _Ended):
+                    return
+                patience = self._patience
+            if time.monotonic() < self.until:
+                yield _Ended(f"said nothing for {patience:.0f} s")
+        except EOFError:
+            process.join()
+            yield _Ended(f"ended with exit code {process.exitcode}")
+        finally:
+            process.kill()
+            process.join()
 
 
 def _run(child: Child, tasks: Sequence[Task], sender: Connection) -> None:

@@ -20,7 +20,7 @@ from infoprune_kernels.roofline import CHIPS
 from infoprune_kernels.tune.measure import Dropped, Timed
 from infoprune_kernels.tune.plan import chosen
 
-_ASKED = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit")
+_ASKED = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def oldest(name: str, major: int, minor: int) -> None:
 
 
 def clocks_and_driver(device: Device) -> dict[str, str]:
-    """As nvidia-smi tells them now; empty where it does not."""
+    """The highest clocks, as nvidia-smi tells them; empty where it does not. What runs is not at them all the time."""
     command = ["nvidia-smi", f"--id={device.uuid}", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
     return dict(zip(_ASKED, (part.strip() for part in told.split(",")), strict=False))
@@ -117,7 +117,11 @@ def timing_rows(timed: Sequence[Timed], dropped: Sequence[Dropped]) -> dict[str,
             for found in timed
             for choice, time in found.microseconds.items()
         ],
-        "dropped": [{"problem": str(d.problem), "choice": str(d.choice), "reason": d.reason} for d in dropped],
+        "dropped": [
+            {"problem": str(each.problem), "choice": None if each.choice is None else str(each.choice)}
+            | {"kernel": (each.choice or each.problem).kernel, "reason": each.reason, "wrong": each.wrong}
+            for each in dropped
+        ],
     }
 
 

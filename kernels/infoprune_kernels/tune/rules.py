@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ class Timing:
     microseconds: float
 
 
-def decide(timings: Sequence[Timing], ends: Collection[str] = (), margin: float = MARGIN) -> tuple[Rule, ...]:
+def decide(
+    timings: Sequence[Timing], ends: Collection[str] = (), before: Sequence[Rule] = (), margin: float = MARGIN
+) -> tuple[Rule, ...]:
     """Rules of one kernel, cut by its sizes in their order.
 
     At each measured size the tile is at most ``margin`` slower than the fastest one. Neighbouring sizes share their
@@ -39,12 +42,15 @@ def decide(timings: Sequence[Timing], ends: Collection[str] = (), margin: float 
     Args:
         timings: of one kernel, all with the same names of sizes; a tile counts where it has all timings of a size.
         ends: names of sizes.
+        before: rules that go on serving what lies beyond these ends.
         margin: relative.
     """
     if not timings:
         return ()
     names = tuple(timings[0].sizes)
     found = list(_rules(_slowness(timings), names, ends, margin))
+    largest = {name: max(timing.sizes[name] for timing in timings) for name in ends}
+    found += [rule for rule in before if any(rule.up_to.get(name, math.inf) > largest[name] for name in largest)]
     while found and found[-1].tile is None:  # no rule says the same
         found.pop()
     return tuple(found)
