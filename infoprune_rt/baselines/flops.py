@@ -8,13 +8,7 @@ out, and so are the embedding and the language model's head (``head_flops``). ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from infoprune_rt.baselines.decoder import DecoderShape
 from infoprune_rt.baselines.layout import VisualLayout, bands
@@ -71,21 +65,6 @@ def formula_flops(shape: DecoderShape, visual_tokens: int, settings: YopoSetting
     keys = n if fitted.radius is None else min(n, (2 * fitted.radius + 1) ** 2)
     shares = [sum(live) / shape.heads for live in fitted.live[: fitted.cut]]
     return sum(share * (8 * n * d**2 + 4 * n * keys * d) + 6 * n * d * fitted.neurons for share in shares)
-
-
-def traced_flops(model: PreTrainedModel, run: Callable[[], Any]) -> int:
-    """What PyTorch's counter sees inside the language decoder while ``run`` calls the model.
-
-    The counter does not know the CPU's fused attention, so that the two products are spelled out for it (the "math"
-    form of ``scaled_dot_product_attention``). It sees matrix products only; the rotary tables, which older
-    transformers make by one, are taken off.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
-        run()
-    name = next(name for name, module in model.named_modules() if module is model.model.language_model)
-    counts = {module: sum(ops.values()) for module, ops in counter.get_flop_counts().items()}
-    decoder = f"{type(model).__name__}.{name}"
-    return int(counts.get(decoder, 0) - counts.get(f"{decoder}.rotary_emb", 0))
 
 
 def _linear(shape: DecoderShape, rows: int, heads: int, kv_heads: int, neurons: int) -> int:

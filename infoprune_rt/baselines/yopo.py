@@ -42,7 +42,6 @@ from infoprune_rt.baselines.flops import (
     dense_flops,
     formula_flops,
     head_flops,
-    traced_flops,
 )
 from infoprune_rt.baselines.heads import head_ratios, keep_evenly, keep_highest, read_masks, write_masks
 from infoprune_rt.baselines.layout import VisualLayout
@@ -71,7 +70,6 @@ __all__ = [
     "keep_highest",
     "preset",
     "read_masks",
-    "traced_flops",
     "write_masks",
 ]
 

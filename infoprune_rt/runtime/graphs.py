@@ -20,6 +20,7 @@ from infoprune_rt.errors import InfopruneError
 from infoprune_rt.ops.triton_backend import DTYPES
 from infoprune_rt.runtime.blocks import BlockStack
 from infoprune_rt.runtime.buckets import BUDGETS, Bucket, room_for, smallest
+from infoprune_rt.runtime.gpu_memory import graph_bytes, growth
 from infoprune_rt.runtime.pack_buffers import PackBuffers
 from infoprune_rt.runtime.seen_weights import SeenWeights
 from infoprune_rt.towers.base import Stream
@@ -59,7 +60,7 @@ class CapturedGraphs:
     @property
     def bytes(self) -> int:
         """Device memory of the buffers and of all graphs, beside what the driver keeps for the graphs themselves."""
-        return self._buffers.bytes + _pool_bytes(self._pool)
+        return self._buffers.bytes + graph_bytes().get(self._pool, 0)
 
     def are_of(self, blocks: BlockStack) -> bool:
         """Whether the weights still lie where the graphs read them."""
@@ -131,7 +132,9 @@ class CapturedGraphs:
         room = {block_m: room_for(budgets[0], block_m) for block_m in cuts}
         head_dim = first.head_dim if self._rotary else None
         self._buffers = PackBuffers(budgets[0], room, len(first.norm2.weight), head_dim, self._like)
-        return self._buffers.bytes + _peak_bytes(self._full_pass(budgets[0]))
+        run = self._full_pass(budgets[0])
+        run()
+        return self._buffers.bytes + growth(run, self._like.device)
 
     def _capture_all(self, budgets: list[int]) -> None:
         """The largest first: the smaller ones find its memory in the pool."""
@@ -192,20 +195,3 @@ def _device_ms(run: Callable[[], object]) -> float:
     ended.record()
     ended.synchronize()
     return float(began.elapsed_time(ended))
-
-
-def _peak_bytes(run: Callable[[], object]) -> int:
-    """What a pass takes at most, beside what there was before it."""
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _pool_bytes(pool: Any) -> int:
-    """Device memory that a pool of graphs holds."""
-    segments: list[dict[str, Any]] = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    return sum(each["total_size"] for each in segments if tuple(each["segment_pool_id"]) == tuple(pool))

@@ -15,7 +15,7 @@ from infoprune_rt.benchmarking.gpu.device import chip_of
 from infoprune_rt.benchmarking.gpu.goals import tower_goals
 from infoprune_rt.benchmarking.gpu.measuring import Contender, Findings, Row, free_memory, largest_error, rows_of
 from infoprune_rt.benchmarking.gpu.results import ResultFile
-from infoprune_rt.benchmarking.gpu.timing import Run, Timed
+from infoprune_rt.benchmarking.gpu.timing import Timed
 from infoprune_rt.benchmarking.gpu.towers import (
     COMPILED,
     DENSE,
@@ -27,6 +27,7 @@ from infoprune_rt.benchmarking.gpu.towers import (
     floor_us,
     tower_work,
 )
+from infoprune_rt.runtime.gpu_memory import graph_bytes, growth
 
 FIRST_COMPILATION = 40.0  # seconds that torch.compile is expected to need before it was tried
 FURTHER_PACK = 5.0  # seconds of measuring, once there are towers
@@ -95,7 +96,7 @@ class TowerBenchmark:
         if of_dense not in exact:
             with torch.no_grad():
                 exact[of_dense] = self._towers.exact_answers(of_dense, packed)
-        pools = private_pools(self._device)
+        before = self._held()
         with ended_after(self._budget.left, name):
             runs = self._towers.runs(name, packed)
             with torch.inference_mode():
@@ -103,9 +104,13 @@ class TowerBenchmark:
                     error = largest_error(runs, exact[of_dense])
                 extra = growth(runs[0], self._device) if self._device.type == "cuda" else None
         graphs = self._towers.captured.graphs if name == GRAPHS else None
-        held = private_pools(self._device) - pools if graphs is None else graphs.bytes
+        held = self._held() - before if graphs is None else graphs.bytes
         more = {"held_bytes": held, "extra_bytes": None if extra is None else held + extra}
         return Contender(Timed(runs), error, name in OURS, more)
+
+    def _held(self) -> int:
+        """Bytes of all CUDA graphs."""
+        return sum(graph_bytes().values()) if self._device.type == "cuda" else 0
 
     def _with_floor(self, row: Row, case: Case) -> Row:
         flops = sum(work.flops for work in tower_work(case)) if row["name"] != DENSE else None
@@ -150,21 +155,3 @@ def _case(case: Case) -> dict[str, Any]:
 
 def _label(case: Case, name: str) -> str:
     return f"{name}, {case.patches} patches, images {len(case.grids)}"
-
-
-def private_pools(device: torch.device) -> int:
-    """Bytes that CUDA graphs keep from everyone else."""
-    if device.type != "cuda":
-        return 0
-    segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
-    return sum(part["total_size"] for part in segments if tuple(part.get("segment_pool_id", (0, 0))) != (0, 0))
-
-
-def growth(run: Run, device: torch.device) -> int:
-    """Bytes by which allocated memory peaks during a run above what it was."""
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before

@@ -26,11 +26,13 @@ def check(mine: Tensor, theirs: Tensor, exact: Tensor, dtype: torch.dtype) -> Ch
 
     A row may err twice as much as PyTorch does, and one rounding more.
     """
-    allowed = relative_error(theirs, exact)
-    return Check(relative_error(mine, exact), float("nan") if allowed is None else 2 * allowed + torch.finfo(dtype).eps)
+    allowed = relative_distance(theirs, exact)
+    return Check(
+        relative_distance(mine, exact), float("nan") if allowed is None else 2 * allowed + torch.finfo(dtype).eps
+    )
 
 
-def relative_error(found: Tensor, exact: Tensor) -> float | None:
+def relative_distance(found: Tensor, exact: Tensor) -> float | None:
     """||found - exact|| / ||exact||; None where shapes differ or something is not finite."""
     if found.shape != exact.shape or not found.isfinite().all():
         return None

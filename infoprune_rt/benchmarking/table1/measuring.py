@@ -21,6 +21,7 @@ from infoprune_rt.benchmarking.table1.wider import in_wider
 from infoprune_rt.benchmarking.table1.workloads import Workload, pictures, prompt
 from infoprune_rt.benchmarking.timing import REST, percentiles
 from infoprune_rt.hardware import available_bytes
+from infoprune_rt.runtime import gpu_memory
 
 Row = dict[str, Any]
 Step = Callable[[str], None]  # told what is about to be done
@@ -131,16 +132,14 @@ class _Bench:
             def run() -> None:
                 made.append(generate(self.subject.model, tower, self.inputs, self.new_tokens))
 
-            if device.type != "cuda" and can_measure():
+            grown: int | None = None
+            if device.type == "cuda":
+                grown = gpu_memory.growth(run, device)
+            elif can_measure():
                 grown = growth(run)
-                return made[0], grown
-            if device.type != "cuda":
+            else:
                 run()
-                return made[0], None
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            run()
-            return made[0], torch.cuda.max_memory_allocated(device) - before
+        return made[0], grown
 
 
 @dataclass
